@@ -1,0 +1,1 @@
+"""Types that operator, node agent and command line share; imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""Generated from api/proto; see scripts/generate-stubs."""

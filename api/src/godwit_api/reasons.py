@@ -1,0 +1,87 @@
+"""CamelCase reasons used in conditions, Events, gRPC ErrorInfo and obstacles.
+
+One closed list, so that documentation, tests and alerts can name them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why something is refused, retried, aborted or left to a person."""
+
+    # Refused in Checking: the pod
+    POD_NOT_FOUND = "PodNotFound"
+    POD_REPLACED = "PodReplaced"
+    POD_NOT_RUNNING = "PodNotRunning"
+    POD_TERMINATING = "PodTerminating"
+    WRONG_RUNTIME_CLASS = "WrongRuntimeClass"
+    DAEMON_SET_POD = "DaemonSetPod"
+    STATIC_POD = "StaticPod"
+    UNSUPPORTED_OWNER = "UnsupportedOwner"
+    HOST_NETWORK = "HostNetwork"
+    HOST_PID = "HostPID"
+    HOST_IPC = "HostIPC"
+    HOST_PORT = "HostPort"
+    SHARED_PROCESS_NAMESPACE = "SharedProcessNamespace"
+    USER_NAMESPACE = "UserNamespace"
+    SEVERAL_CONTAINERS = "SeveralContainers"
+    INIT_CONTAINERS = "InitContainers"
+    EPHEMERAL_CONTAINERS = "EphemeralContainers"
+    POST_START_HOOK = "PostStartHook"
+    PRE_STOP_HTTP_HOOK = "PreStopHTTPHook"
+    TERMINAL = "Terminal"
+    VOLUME_CANNOT_FOLLOW = "VolumeCannotFollow"
+    DEVICE = "Device"
+    ALREADY_MIGRATING = "AlreadyMigrating"
+    # Refused in Checking: the target
+    TARGET_NOT_FOUND = "TargetNotFound"
+    TARGET_IS_SOURCE = "TargetIsSource"
+    TARGET_NOT_READY = "TargetNotReady"
+    TARGET_UNSCHEDULABLE = "TargetUnschedulable"
+    NO_TARGET = "NoTarget"
+    AGENT_MISSING = "AgentMissing"
+    NODE_NOT_PREPARED = "NodeNotPrepared"
+    CPU_DIFFERS = "CPUDiffers"
+    ARCHITECTURE_DIFFERS = "ArchitectureDiffers"
+    VERSION_DIFFERS = "VersionDiffers"
+    NOT_ENOUGH_MEMORY = "NotEnoughMemory"
+    # Refused in Checking: the processes
+    SOCKET_FAMILY = "SocketFamily"
+    IO_URING = "IOUring"
+    FILE_CANNOT_FOLLOW = "FileCannotFollow"
+    HUGE_PAGES = "HugePages"
+    UNSUPPORTED_MOUNT = "UnsupportedMount"
+    NETWORK_NOT_ROUTED = "NetworkNotRouted"
+    ADDRESS_NOT_RESERVABLE = "AddressNotReservable"
+    PROCESS_CANNOT_BE_INSPECTED = "ProcessCannotBeInspected"
+    # During the migration
+    STALE_EPOCH = "StaleEpoch"
+    UNKNOWN_MIGRATION = "UnknownMigration"
+    WRONG_PEER = "WrongPeer"
+    WRONG_STEP = "WrongStep"
+    MALFORMED = "Malformed"
+    COPY_FAILED = "CopyFailed"
+    FREEZE_BUDGET_EXCEEDED = "FreezeBudgetExceeded"
+    FREEZE_TIMEOUT = "FreezeTimeout"
+    DUMP_FAILED = "DumpFailed"
+    RESTORE_FAILED = "RestoreFailed"
+    VERIFY_FAILED = "VerifyFailed"
+    TRANSFER_FAILED = "TransferFailed"
+    SUCCESSOR_NOT_ADMITTED = "SuccessorNotAdmitted"
+    SUCCESSOR_NOT_SCHEDULED = "SuccessorNotScheduled"
+    SUCCESSOR_NOT_CREATED = "SuccessorNotCreated"
+    SUCCESSOR_FAILED = "SuccessorFailed"
+    SOURCE_EXITED = "SourceExited"
+    SOURCE_DELETED = "SourceDeleted"
+    CANCELLED = "Cancelled"
+    TIMED_OUT = "TimedOut"
+    AGENT_UNREACHABLE = "AgentUnreachable"
+    SOURCE_UNREACHABLE = "SourceUnreachable"
+    API_UNAVAILABLE = "APIUnavailable"
+    INTERNAL = "Internal"
+    # Progress and success
+    PENDING = "Pending"
+    IN_PROGRESS = "InProgress"
+    SUCCEEDED = "Succeeded"
