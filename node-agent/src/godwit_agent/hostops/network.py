@@ -1,0 +1,119 @@
+"""One pod's network during a switch: hold, drop, capture, inject, open and close the door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from godwit_agent.hostops import nft
+from godwit_agent.hostops.model import Packet
+from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.packets import Capture, Injector, is_handshake
+from godwit_api.errors import Retryable
+from godwit_api.reasons import Reason
+
+
+class HostPodNetwork:
+    """The real ``PodNetwork``."""
+
+    def __init__(
+        self, thread: NetnsThread, host_interface: str, pod_mac: str, host_mac: str
+    ) -> None:
+        self._thread = thread
+        self._nft = thread.call(nft.Nft)
+        self._capture = Capture(host_interface)
+        self._injector = Injector(host_interface, pod_mac, host_mac)
+        self._held_from_ns: int | None = None
+        # The first transaction of a context loads modules and reads the rule set.
+        self._transact(nft.remove(nft.HANDSHAKE_TABLE, nft.FREEZE_TABLE))
+
+    def _transact(self, commands: str) -> None:
+        self._thread.call(lambda: self._nft.run(commands))
+
+    def hold_syns(self) -> int:
+        before = self._held_from_ns = time.time_ns()
+        self._capture.hold_from(before)
+        self._transact(nft.remove(nft.HANDSHAKE_TABLE) + nft.HOLD_HANDSHAKES)
+        return before
+
+    def drop(self) -> int:
+        self._capture.hold_from(self._held_from_ns or time.time_ns())
+        self._transact(nft.remove(nft.FREEZE_TABLE) + nft.DROP_ALL)
+        return time.time_ns()
+
+    def lift(self) -> int:
+        before = time.time_ns()
+        self._transact(nft.remove(nft.HANDSHAKE_TABLE, nft.FREEZE_TABLE))
+        return before
+
+    def open_door(self) -> int:
+        before = time.time_ns()
+        self._transact(nft.remove(nft.DOOR_TABLE))
+        return before
+
+    def close_door(self) -> None:
+        self._transact(nft.remove(nft.DOOR_TABLE) + nft.CLOSE_DOOR)
+
+    def held(
+        self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
+    ) -> tuple[Packet, ...]:
+        return tuple(
+            packet
+            for packet in self._capture.frames()
+            if (until_ns is None or packet.at_ns < until_ns)
+            and (
+                packet.at_ns >= since_ns
+                or (packet.at_ns >= syn_since_ns and is_handshake(packet.data))
+            )
+        )
+
+    def inject(self, packets: Iterable[Packet]) -> int:
+        return self._injector.send(packets)
+
+    def close(self) -> None:
+        self._capture.close()
+        self._injector.close()
+        self._thread.call(self._nft.close)
+        self._thread.close()
+
+
+class HostNetworks:
+    """The real ``Networks``; ``root`` is where the host's file system is seen."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def _enter(self, netns: str) -> NetnsThread:
+        # /var/run is a symbolic link to /run on every distribution; an absolute link must not be
+        # followed from the host's root into our own.
+        path = "/run/" + netns.removeprefix("/var/run/") if netns.startswith("/var/run/") else netns
+        return NetnsThread(path if path.startswith("/proc/") else f"{self._root}{path}")
+
+    def open(self, netns: str, host_interface: str, pod_mac: str, host_mac: str) -> HostPodNetwork:
+        thread = self._enter(netns)
+        try:
+            return HostPodNetwork(thread, host_interface, pod_mac, host_mac)
+        except OSError as error:
+            thread.close()
+            raise Retryable(
+                Reason.INTERNAL, f"interface {host_interface} of {netns}: {error}"
+            ) from error
+
+    def reset(self, netns: str) -> None:
+        self._once(netns, nft.remove(nft.HANDSHAKE_TABLE, nft.FREEZE_TABLE))
+
+    def _once(self, netns: str, commands: str) -> None:
+        thread = self._enter(netns)
+
+        def work() -> None:
+            context = nft.Nft()
+            try:
+                context.run(commands)
+            finally:
+                context.close()
+
+        try:
+            thread.call(work)
+        finally:
+            thread.close()
