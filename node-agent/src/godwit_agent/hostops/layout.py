@@ -7,6 +7,10 @@ from pathlib import Path
 
 from godwit_agent.hostops.model import HostPath
 
+_RUN_DIR = HostPath("/run/godwit")
+_PRODUCT_DIR = HostPath("/opt/godwit")
+_RUNC_ROOT = HostPath("/run/containerd/runc/k8s.io")
+_TASKS_DIR = HostPath("/run/containerd/io.containerd.runtime.v2.task/k8s.io")
 _HOST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -20,11 +24,11 @@ class Layout:
 
     host_pid: int = 1
     host_netns: str | None = None
-    run_dir: HostPath = HostPath("/run/godwit")
-    product_dir: HostPath = HostPath("/opt/godwit")
+    run_dir: HostPath = _RUN_DIR
+    product_dir: HostPath = _PRODUCT_DIR
     runc: str = "runc"
-    runc_root: HostPath = HostPath("/run/containerd/runc/k8s.io")
-    tasks_dir: HostPath = HostPath("/run/containerd/io.containerd.runtime.v2.task/k8s.io")
+    runc_root: HostPath = _RUNC_ROOT
+    tasks_dir: HostPath = _TASKS_DIR
     runtime_handler: str = "godwit"
 
     @property
