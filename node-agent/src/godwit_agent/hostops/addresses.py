@@ -14,9 +14,8 @@ import ipaddress
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-from godwit_agent.hostops.hooks import RUN
+from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HeldAddress, HostPath
 from godwit_agent.hostops.smallfiles import make_directory, read_json, write_json
 
@@ -30,17 +29,17 @@ def label(ip: str) -> str:
 
 
 class HostAddresses:
-    """The real ``Addresses``; ``root`` is where the host's file system is seen."""
+    """The real ``Addresses``; ``cni_directory`` has the handler's chain."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._held = Path(f"{root}{RUN}/held")
+    def __init__(self, layout: Layout, cni_directory: str = CNI_DIRECTORY) -> None:
+        self._layout = layout
+        self._cni = layout.local(cni_directory)
+        self._held = layout.local(layout.run_dir) / "held"
         make_directory(self._held)
 
     def _pools(self) -> Iterator[tuple[str, list[str]]]:
         """(reservation directory, subnets) of each host-local range of the handler's chain."""
-        directory = Path(f"{self._root}{CNI_DIRECTORY}")
-        for file in sorted(directory.glob("*.conflist")):
+        for file in sorted(self._cni.glob("*.conflist")):
             with contextlib.suppress(OSError, ValueError):
                 chain = json.loads(file.read_text())
                 for plugin in chain.get("plugins", []):
@@ -69,7 +68,7 @@ class HostAddresses:
             if not any(address in ipaddress.ip_network(net, strict=False) for net in subnets):
                 continue
             directories.append(directory)
-            path = Path(f"{self._root}{directory}/{ip}")
+            path = self._layout.local(f"{directory}/{ip}")
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 with os.fdopen(fd, "w") as file:
@@ -83,7 +82,7 @@ class HostAddresses:
         """The moved pod has ended: the address may be given out again."""
         value = read_json(self._held / str(ipaddress.ip_address(ip)))
         for directory in (value or {}).get("ipam_dirs", []):
-            path = Path(f"{self._root}{directory}/{ip}")
+            path = self._layout.local(f"{directory}/{ip}")
             with contextlib.suppress(OSError):
                 if path.read_text().split("\r\n")[0].strip() == label(ip):
                     path.unlink()

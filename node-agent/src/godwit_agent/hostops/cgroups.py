@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container
-from godwit_api.errors import Aborted, Retryable
+from godwit_api.errors import Aborted, Rejected, Retryable
 from godwit_api.reasons import Reason
 
 _MOUNT = Path("/sys/fs/cgroup")
@@ -32,12 +33,24 @@ _LIMITS = (
 _POLL_SECONDS = 0.0003
 
 
-class HostCgroups:
-    """The real ``Cgroups`` port; ``root`` is where the host's file system is seen."""
+def guard_path(container_id: str, controller: str) -> str:
+    """Host path of a guard cgroup in one hierarchy (``freezer``, ``name=systemd``, "" for v2)."""
+    if not _ID.match(container_id):
+        raise Rejected(Reason.MALFORMED, f"container id {container_id!r}")
+    return str(_MOUNT / controller.removeprefix("name=") / _GUARD / container_id)
 
-    def __init__(self, root: Path) -> None:
-        self._base = Path(f"{root}{_MOUNT}")
-        self._root = root
+
+def guard_paths(container: Container) -> dict[str, str]:
+    """Controller to guard cgroup, in the form of ``Container.cgroups`` (and runc's state)."""
+    return {name: guard_path(container.id, name) for name in container.cgroups}
+
+
+class HostCgroups:
+    """The real ``Cgroups`` port."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._base = layout.local(str(_MOUNT))
 
     # -- places -------------------------------------------------------------------------------
     def _hierarchies(self) -> list[Path]:
@@ -52,19 +65,8 @@ class HostCgroups:
             and not (path / "cgroup.controllers").exists()
         ]
 
-    def directory(self, container_id: str, controller: str) -> str:
-        """Host path of the guard cgroup in one hierarchy (``freezer``, ``name=systemd``, "")."""
-        name = controller.removeprefix("name=")
-        return str(_MOUNT / name / _GUARD / self._checked(container_id))
-
-    @staticmethod
-    def _checked(container_id: str) -> str:
-        if not _ID.match(container_id):
-            raise Retryable(Reason.MALFORMED, f"container id {container_id!r}")
-        return container_id
-
     def _guards(self, container_id: str) -> Iterator[Path]:
-        name = self._checked(container_id)
+        name = Path(guard_path(container_id, "")).name
         for hierarchy in self._hierarchies():
             path = hierarchy / _GUARD / name
             if path.is_dir():
@@ -74,13 +76,13 @@ class HostCgroups:
     def guard(self, container: Container) -> None:
         """Moves all processes of ``container`` into its guard cgroups."""
         for controller, home in container.cgroups.items():
-            source = Path(f"{self._root}{home}")
+            source = self._layout.local(home)
             if not source.is_dir():
                 continue
             self._move(source, self._make(container.id, controller, source))
 
     def _make(self, container_id: str, controller: str, source: Path) -> Path:
-        target = Path(f"{self._root}{self.directory(container_id, controller)}")
+        target = self._layout.local(guard_path(container_id, controller))
         top = target.parent
         for path in (top, target):
             path.mkdir(exist_ok=True)
@@ -94,6 +96,12 @@ class HostCgroups:
         for file in _LIMITS:
             with contextlib.suppress(OSError):
                 (target / file).write_text((source / file).read_text())
+        if controller == "devices":  # v1 only: a new cgroup allows what its parent allows, all
+            with contextlib.suppress(OSError):
+                allowed = (source / "devices.list").read_text().splitlines()
+                (target / "devices.deny").write_text("a")
+                for line in allowed:
+                    (target / "devices.allow").write_text(line)
         return target
 
     @staticmethod
@@ -114,10 +122,10 @@ class HostCgroups:
         """Moves the processes back where the runtime had put them, thawed."""
         self.thaw([container.id])
         for controller, home in container.cgroups.items():
-            guard = Path(f"{self._root}{self.directory(container.id, controller)}")
+            guard = self._layout.local(guard_path(container.id, controller))
             if not guard.is_dir():
                 continue
-            back = Path(f"{self._root}{home}")
+            back = self._layout.local(home)
             if back.is_dir():
                 self._move(guard, back)
             with contextlib.suppress(OSError):

@@ -10,15 +10,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
+from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Guard, HostPath, Slot, SuccessorNetwork
 from godwit_agent.hostops.smallfiles import make_directory, read_json, sync_directory, write_json
 from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason
 
-RUN = "/run/godwit"
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 # The hook rings after every change; looking now and then as well costs nothing and
 # covers a ring that was lost because the pipe was full.
@@ -26,11 +25,11 @@ _LOOK_SECONDS = 0.5
 T = TypeVar("T")
 
 
-class HostHooks:
-    """The real ``Hooks``; ``root`` is where the host's file system is seen."""
+class HookFiles:
+    """The real ``Hooks``."""
 
-    def __init__(self, root: Path) -> None:
-        self._base = Path(f"{root}{RUN}")
+    def __init__(self, layout: Layout) -> None:
+        self._base = layout.local(layout.run_dir)
         self._rings = 0
         self._bell = threading.Condition()
         make_directory(self._base)

@@ -10,7 +10,9 @@ import threading
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostRoute
+from godwit_agent.hostops.netns import NetnsThread
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
 
@@ -19,11 +21,13 @@ PROTOCOL = 87
 
 
 class HostRoutes:
-    """The real ``Routes``: works in the namespace of the process, which is the host's."""
+    """The real ``Routes``: works in the host's network namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, layout: Layout) -> None:
         self._lock = threading.Lock()
-        self._netlink = IPRoute()
+        host = NetnsThread(layout.host_netns)
+        self._netlink = host.call(IPRoute)
+        host.close()
 
     @staticmethod
     def _family(ip: str) -> tuple[int, str]:
