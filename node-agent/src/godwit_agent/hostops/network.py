@@ -5,13 +5,44 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from godwit_agent.hostops import nft
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Packet
 from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.nft import CRIU_MARK, Nft
 from godwit_agent.hostops.packets import Capture, Injector, is_handshake
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
+
+DOOR_TABLE = "godwit_door"  # the hook's CNI plugin makes it
+FREEZE_TABLE = "godwit_freeze"
+HANDSHAKE_TABLE = "godwit_handshake"
+
+
+def _closed(table: str, priority: int) -> str:
+    chains = "".join(
+        f"add chain inet {table} {hook} {{ type filter hook {hook} priority {priority}; "
+        f"policy drop; }}\n"
+        f"add rule inet {table} {hook} meta mark {CRIU_MARK:#x} accept\n"
+        f'add rule inet {table} {hook} {side} "lo" accept\n'
+        for hook, side in (("input", "iifname"), ("output", "oifname"))
+    )
+    return f"add table inet {table}\n{chains}"
+
+
+_CLOSE_DOOR = _closed(DOOR_TABLE, -300)
+_DROP_ALL = _closed(FREEZE_TABLE, -310)
+_HOLD_HANDSHAKES = (
+    f"add table inet {HANDSHAKE_TABLE}\n"
+    f"add chain inet {HANDSHAKE_TABLE} input "
+    "{ type filter hook input priority -320; policy accept; }\n"
+    f'add rule inet {HANDSHAKE_TABLE} input iifname != "lo" '
+    "tcp flags & (syn | ack) == syn drop\n"
+)
+
+
+def _remove(*tables: str) -> str:
+    """One transaction that removes tables, whether they are there or not."""
+    return "".join(f"add table inet {table}\ndelete table inet {table}\n" for table in tables)
 
 
 class HostPodNetwork:
@@ -27,41 +58,38 @@ class HostPodNetwork:
         host_netns: str | None,
     ) -> None:
         self._thread = thread
-        self._nft = thread.call(nft.Nft)
+        self._nft = Nft(thread)
         host = NetnsThread(host_netns)
         self._capture = host.call(lambda: Capture(host_interface))
         self._injector = host.call(lambda: Injector(host_interface, pod_mac, host_mac))
         host.close()
         self._held_from_ns: int | None = None
         # The first transaction of a context loads modules and reads the rule set.
-        self._run(nft.remove(nft.HANDSHAKE_TABLE, nft.FREEZE_TABLE))
-
-    def _run(self, commands: str) -> None:
-        self._thread.call(lambda: self._nft.run(commands))
+        self._nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
 
     def hold_syns(self) -> int:
         before = self._held_from_ns = time.time_ns()
         self._capture.hold_from(before)
-        self._run(nft.remove(nft.HANDSHAKE_TABLE) + nft.HOLD_HANDSHAKES)
+        self._nft.run(_remove(HANDSHAKE_TABLE) + _HOLD_HANDSHAKES)
         return before
 
     def drop(self) -> int:
         self._capture.hold_from(self._held_from_ns or time.time_ns())
-        self._run(nft.remove(nft.FREEZE_TABLE) + nft.DROP_ALL)
+        self._nft.run(_remove(FREEZE_TABLE) + _DROP_ALL)
         return time.time_ns()
 
     def lift(self) -> int:
         before = time.time_ns()
-        self._run(nft.remove(nft.HANDSHAKE_TABLE, nft.FREEZE_TABLE))
+        self._nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
         return before
 
     def open_door(self) -> int:
         before = time.time_ns()
-        self._run(nft.remove(nft.DOOR_TABLE))
+        self._nft.run(_remove(DOOR_TABLE))
         return before
 
     def close_door(self) -> None:
-        self._run(nft.remove(nft.DOOR_TABLE) + nft.CLOSE_DOOR)
+        self._nft.run(_remove(DOOR_TABLE) + _CLOSE_DOOR)
 
     def held(
         self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
@@ -82,7 +110,7 @@ class HostPodNetwork:
     def close(self) -> None:
         self._capture.close()
         self._injector.close()
-        self._thread.call(self._nft.close)
+        self._nft.close()
         self._thread.close()
 
 
@@ -118,6 +146,8 @@ class HostNetworks:
     def reset(self, netns: str) -> None:
         thread = self._enter(netns)
         try:
-            thread.call(lambda: nft.Nft().run(nft.remove(nft.HANDSHAKE_TABLE, nft.FREEZE_TABLE)))
+            nft = Nft(thread)
+            nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
+            nft.close()
         finally:
             thread.close()
