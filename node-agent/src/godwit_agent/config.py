@@ -22,8 +22,9 @@ class Config:
     """Environment variable of each field: ``GODWIT_`` and its name in capitals.
 
     ``node_name`` and ``node_ip`` come from the downward API. Both servers
-    listen on ``node_ip`` only. ``enrollment_address`` is ``host:port`` of the
-    operator; its server certificate must be signed by ``ca_file``.
+    listen on ``node_ip`` only, and so does plain gRPC health for the kubelet.
+    ``enrollment_address`` is ``host:port`` of the operator; its server
+    certificate must be signed by ``ca_file``.
     """
 
     node_name: str
@@ -31,6 +32,7 @@ class Config:
     enrollment_address: str
     control_port: int = AGENT_CONTROL_PORT
     transfer_port: int = AGENT_TRANSFER_PORT
+    health_port: int = 9463
     ca_file: Path = Path("/etc/godwit/ca/ca.crt")
     token_file: Path = Path("/var/run/secrets/godwit/token")
     run_dir: Path = Path("/run/godwit")
@@ -98,7 +100,7 @@ def _faults(config: Config) -> list[str]:
     host, _, port = config.enrollment_address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         faults.append(f"GODWIT_ENROLLMENT_ADDRESS={config.enrollment_address!r} is not host:port")
-    for name in ("control_port", "transfer_port"):
+    for name in ("control_port", "transfer_port", "health_port"):
         if not 0 <= getattr(config, name) < 65536:
             faults.append(f"GODWIT_{name.upper()} is no port")
     if config.control_port and config.control_port == config.transfer_port:

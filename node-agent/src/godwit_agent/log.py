@@ -31,9 +31,14 @@ def warning(event: str, **keys: object) -> None:
     _logger.warning("%s", _line(event, keys))
 
 
-def error(event: str, *, trace: bool = False, **keys: object) -> None:
-    """Something failed; ``trace`` adds the exception that is being handled."""
-    _logger.error("%s", _line(event, keys), exc_info=trace)
+def error(event: str, **keys: object) -> None:
+    """Something failed."""
+    _logger.error("%s", _line(event, keys))
+
+
+def exception(event: str, **keys: object) -> None:
+    """Something failed in a way that nobody thought of; with the traceback."""
+    _logger.error("%s", _line(event, keys), exc_info=True)
 
 
 def _line(event: str, keys: dict[str, object]) -> str:

@@ -109,14 +109,14 @@ def test_files_and_directories_are_private(tmp_path: Path) -> None:
 def test_source_and_target_on_one_node_do_not_mix(tmp_path: Path) -> None:
     store = JournalStore(tmp_path)
     store.open(key(2)).append(Step.COPYING)
-    store.open(key(2, Role.TARGET)).append(Step.PREPARED)
-    assert store.keys(UID) == [key(2), key(2, Role.TARGET)]
+    store.open(key(2, Role.TARGET)).append(Step.EXPECTED)
+    assert store.attempts(UID) == [key(2), key(2, Role.TARGET)]
     assert store.open(key(2)).last is Step.COPYING
 
 
 def test_lower_epochs_are_stale(tmp_path: Path) -> None:
     store = JournalStore(tmp_path)
-    store.open(key(3, Role.TARGET)).append(Step.PREPARED)
+    store.open(key(3, Role.TARGET)).append(Step.EXPECTED)
     refuse_stale(store, UID, 3)
     refuse_stale(store, UID, 4)
     refuse_stale(store, OTHER, 1)
@@ -138,5 +138,5 @@ def test_forgetting_removes_the_files(tmp_path: Path) -> None:
     store = JournalStore(tmp_path)
     store.open(key()).append(Step.FINISHED)
     store.forget(UID)
-    assert store.keys() == []
+    assert store.attempts() == []
     assert store.highest_epoch(UID) == 0

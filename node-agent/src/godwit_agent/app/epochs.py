@@ -18,7 +18,7 @@ from godwit_api.reasons import Reason
 def refuse_stale(journals: JournalStore, uid: str, epoch: int) -> None:
     """Raises ``Rejected(StaleEpoch)`` when a higher epoch is known, and
     ``Rejected(WrongStep)`` when an earlier epoch has already been decided."""
-    for key in journals.keys(uid):
+    for key in journals.attempts(uid):
         if key.epoch > epoch:
             message = f"migration {uid}: epoch {key.epoch} is known, {epoch} is over"
             raise Rejected(Reason.STALE_EPOCH, message)

@@ -40,6 +40,7 @@ class Role(StrEnum):
 class Step(StrEnum):
     """What a journal line says has happened, or is about to."""
 
+    OPENED = "Opened"  # who and what; always the first line
     # source
     COPYING = "Copying"
     COPIED = "Copied"
@@ -49,12 +50,12 @@ class Step(StrEnum):
     COMMITTED = "Committed"  # the decision
     RUNNING = "Running"  # the target said that its copy runs
     THAWED = "Thawed"  # the switch failed; the source runs
+    PARKED = "Parked"  # given up, the guard stays for the next epoch
     # target
-    PREPARED = "Prepared"
     EXPECTED = "Expected"
-    RESTORING = "Restoring"
-    RESTORED = "Restored"  # complete, stopped, verified
+    ARMED = "Armed"  # a copy may exist from here on
     RESUMED = "Resumed"
+    REFUSED = "Refused"  # the copy is gone; the expectation stays, aborted
     # both
     FINISHED = "Finished"
     ABORTED = "Aborted"
@@ -183,19 +184,19 @@ class JournalStore:
         exists = key in self._open or (self._root / key.uid / f"{key.epoch}.{key.role}").exists()
         return self.open(key) if exists else None
 
-    def keys(self, uid: str | None = None) -> list[Key]:
+    def attempts(self, uid: str | None = None) -> list[Key]:
         """All keys on disk (of one migration), oldest epoch first."""
         directories = [self._root / uid] if uid else sorted(self._root.iterdir())
         return [key for d in directories if UID.match(d.name) for key in _keys_in(d)]
 
     def highest_epoch(self, uid: str) -> int:
         """Zero for an unknown migration."""
-        return max((key.epoch for key in self.keys(uid)), default=0)
+        return max((key.epoch for key in self.attempts(uid)), default=0)
 
     def forget(self, uid: str) -> None:
         """Removes everything about a migration whose journals are all terminal."""
         with self._lock:
-            for key in self.keys(uid):
+            for key in self.attempts(uid):
                 journal = self._open.pop(key, None)
                 if journal:
                     journal.close()

@@ -49,6 +49,7 @@ class Peer(Protocol):
     def warm(self, timeout_s: float) -> None:
         """Connects now, so that the first call does not pay for it."""
 
+    def arm(self, migration: Migration, timeout_s: float) -> None: ...
     def restore(self, migration: Migration, timeout_s: float) -> Restored: ...
     def run(self, migration: Migration, timeout_s: float) -> Ran: ...
     def abort_restore(self, migration: Migration, timeout_s: float) -> None: ...
@@ -67,7 +68,7 @@ class GrpcPeer:
         self._stub = agent_pb2_grpc.PeerStub(channel)
 
     def warm(self, timeout_s: float) -> None:
-        """Connects, and lets one harmless call go the whole way."""
+        """Connects; ``arm`` then is the first call that goes the whole way."""
         ready = grpc.channel_ready_future(self._channel)
         try:
             ready.result(timeout=timeout_s)
@@ -75,6 +76,10 @@ class GrpcPeer:
             ready.cancel()
             message = f"no connection to the other agent within {timeout_s:.0f} s"
             raise Retryable(Reason.AGENT_UNREACHABLE, message) from None
+
+    def arm(self, migration: Migration, timeout_s: float) -> None:
+        request = pb.ArmRequest(migration=_ref(migration))
+        _call(lambda: self._stub.Arm(request, timeout=timeout_s))
 
     def restore(self, migration: Migration, timeout_s: float) -> Restored:
         request = pb.RestoreRequest(migration=_ref(migration))

@@ -6,6 +6,7 @@ import ipaddress
 import re
 
 from godwit_agent.app.model import Migration, MovedAddress, PeerNode, Pod
+from godwit_agent.hostops.model import NodeFacts, Tracking
 from godwit_api.errors import Rejected
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.reasons import Reason
@@ -17,6 +18,7 @@ _MAX_BYTES = 1 << 50
 _MAX_MS = 86_400_000
 _MAX_CONTAINERS = 64
 _MAX_ADDRESSES = 100_000
+_MAX_FEATURES = 2000
 
 
 def _bad(message: str) -> Rejected:
@@ -114,4 +116,21 @@ def addresses(values: list[pb.MovedAddress]) -> tuple[MovedAddress, ...]:
             uid(value.pod_uid, "addresses.pod_uid"),
         )
         for value in values
+    )
+
+
+def node_report(report: pb.NodeReport) -> NodeFacts:
+    """What the source said about itself, as the operator passes it on."""
+    features = report.cpu_features
+    if len(features) > _MAX_FEATURES or len(report.versions) > _MAX_FEATURES:
+        raise _bad("source_report is too large")
+    tracking = report.dirty_tracking
+    return NodeFacts(
+        kernel=report.kernel,
+        architecture=report.architecture,
+        versions=dict(report.versions),
+        cpu_features=tuple(features),
+        tracking=Tracking(tracking) if tracking in set(Tracking) else Tracking.PAGE_HASH,
+        problems=(),
+        ip_pools=tuple(report.ip_pools),
     )

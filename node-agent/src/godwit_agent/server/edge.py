@@ -52,7 +52,7 @@ def stream(
 
 
 def _unexpected(name: str, error: Exception) -> GodwitError:
-    log.error("call failed unexpectedly", trace=True, call=name)
+    log.exception("call failed unexpectedly", call=name)
     return Retryable(Reason.INTERNAL, f"{type(error).__name__}: {error}", delay_seconds=5.0)
 
 

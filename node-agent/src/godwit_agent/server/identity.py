@@ -86,6 +86,11 @@ class IdentityStore:
             _write_private(self._path(name), content)
         self._publish(identity)
 
+    def ready(self, timeout_s: float) -> bool:
+        """Waits for the first identity."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._identity is not None, timeout_s)
+
     def wait(self, timeout_s: float) -> Identity:
         """The current identity."""
         with self._changed:

@@ -25,14 +25,15 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
         self._agent = agent
 
     def GetNode(self, request: pb.GetNodeRequest, context: _Context) -> pb.NodeReport:
-        return _serve(context, "GetNode", lambda _: encode.node_report(self._agent.node_report()))
+        return _serve(context, "GetNode", lambda _: encode.node_report(self._agent))
 
     def CheckSource(
         self, request: pb.CheckSourceRequest, context: _Context
     ) -> pb.CheckSourceResponse:
         def work(_: float) -> pb.CheckSourceResponse:
             migration, pod = decode.migration(request.migration), decode.pod(request.pod)
-            return encode.source_check(self._agent.source.check(migration, pod))
+            found = self._agent.source.check(migration, pod)
+            return encode.inspection(found, self._agent.node_facts())
 
         return _serve(context, "CheckSource", work)
 
@@ -40,13 +41,11 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
         self, request: pb.CheckTargetRequest, context: _Context
     ) -> pb.CheckTargetResponse:
         def work(_: float) -> pb.CheckTargetResponse:
+            decode.pod(request.pod)
             obstacles = self._agent.target.check(
                 decode.migration(request.migration),
-                decode.pod(request.pod),
                 decode.peer(request.source, "source"),
-                encode.node_report_from(request.source_report),
-                memory_bytes=decode.size(request.memory_bytes, "memory_bytes"),
-                files_bytes=decode.size(request.files_bytes, "files_bytes"),
+                decode.node_report(request.source_report),
             )
             return pb.CheckTargetResponse(obstacles=map(encode.obstacle, obstacles))
 

@@ -25,6 +25,13 @@ class PeerServicer(agent_pb2_grpc.PeerServicer):
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
 
+    def Arm(self, request: pb.ArmRequest, context: _Context) -> pb.ArmResponse:
+        def work(migration: Migration, node: str, until: float) -> pb.ArmResponse:
+            self._agent.target.arm(migration, node)
+            return pb.ArmResponse()
+
+        return _serve(request.migration, context, "Arm", work)
+
     def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
         def work(migration: Migration, node: str, until: float) -> pb.RestoreResponse:
             restored = self._agent.target.restore(migration, node, until)

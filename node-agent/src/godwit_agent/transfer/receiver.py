@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from godwit_agent import log
@@ -44,7 +44,7 @@ class TransferServer:
         port: int,
         *,
         context: Callable[[], ssl.SSLContext],
-        node_of: Callable[[object], str],
+        node_of: Callable[[Mapping[str, object] | None], str],
         admit: Admit,
     ) -> None:
         self._context = context
@@ -105,7 +105,7 @@ class TransferServer:
             if not self._stopped:
                 log.warning("transfer connection ended", peer=peer, error=error)
         except Exception:
-            log.error("transfer connection failed unexpectedly", trace=True, peer=peer)
+            log.exception("transfer connection failed unexpectedly", peer=peer)
         finally:
             with self._lock:
                 self._open.discard(sock)
