@@ -59,7 +59,7 @@ class Agent:
 
     def stop(self) -> None:
         """Ends threads. Migrations stay as they are on disk; the next process takes them up."""
-        self.source.stopping.set()
+        self.source.stop()
         self.target.stopping.set()
         self._guards.stop()
         self._housekeeping.stop()

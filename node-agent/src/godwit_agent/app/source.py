@@ -50,6 +50,15 @@ class Source:
         self._lock = threading.Lock()
         self.stopping = threading.Event()
 
+    def stop(self) -> None:
+        """Ends streams and trackers; what is frozen, guarded or committed stays so."""
+        self.stopping.set()
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.close_outlet()
+            session.processes.close()
+
     def check(self, migration: Migration, pod: Pod) -> Inspection:
         """All obstacles at once; touches nothing."""
         refuse_stale(self._journals, migration.uid, migration.epoch)

@@ -39,7 +39,7 @@ class ControlServer:
     def stop(self, grace_s: float) -> None:
         """Refuses new calls at once and lets running ones end for ``grace_s``."""
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace_s).wait()
+        self._server.stop(grace_s).wait(grace_s + 1.0)
 
 
 class HealthServer:
