@@ -74,9 +74,7 @@ def crash_at(cluster: Cluster, effect: str, crash: Crash) -> Future[pb.SwitchRes
     "effect",
     ["a.hold_syns", "a.freeze", "a.drop", "a.dump", "a.dumped", "a.final_memory", "a.images"],
 )
-def test_a_source_that_had_not_decided_runs_on(
-    cluster: Cluster, crash: Crash, effect: str
-) -> None:
+def test_a_source_that_had_not_decided_runs_on(cluster: Cluster, crash: Crash, effect: str) -> None:
     crash_at(cluster, effect, crash)
     assert cluster.a.steps() == ["Thawed"]
     assert not cluster.a.fake.frozen_ids

@@ -36,7 +36,7 @@ class Agent:
         self.config = config
         self._host = host
         self._journals = JournalStore(config.journal_dir)
-        self._guards = Guards(host, config.guard_seconds)
+        self._guards = Guards(host, self._journals, config.guard_seconds)
         self._housekeeping = Housekeeping(host, self._journals, config.journal_keep_hours)
         self.source = Source(
             host=host,

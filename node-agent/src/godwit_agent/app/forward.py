@@ -49,7 +49,7 @@ def settle(session: SourceSession, outcome: Outcome) -> None:
     """The copy runs: remember that, forward late packets, end what is left of the source."""
     if not session.journal.has(Step.RUNNING):
         session.journal.append(Step.RUNNING, {"outcome": outcome.to_json()})
-    session.processes.hold_address()
+    _attempt(session, "hold_address", session.processes.hold_address)
     _forward_late(session)
     _attempt(session, "kill", session.processes.kill)
     _attempt(session, "discard", session.processes.discard)
@@ -84,12 +84,24 @@ def _keys(session: SourceSession) -> dict[str, object]:
 
 
 def outcome_of(
-    frozen_at_ns: int, ran: Ran, transferred_bytes: int, timings_us: dict[str, int]
+    ran: Ran,
+    transferred_bytes: int,
+    timings_us: dict[str, int],
+    *,
+    frozen_at_ns: int,
+    waited_us: int | None = None,
 ) -> Outcome:
-    """What a committed switch answers, now and when it is repeated."""
+    """What a committed switch answers, now and when it is repeated.
+
+    ``waited_us``: from the freeze to the target's answer, by this node's clock;
+    what the target did after it had resumed is taken off, so that the freeze
+    is known to half a round trip. Without it two nodes' clocks are compared.
+    """
     timings = dict(timings_us) | {f"target_{name}": us for name, us in ran.timings_us.items()}
-    # two clocks: what NTP leaves between them is in it, but a freeze is not shorter than its parts
-    freeze_us = max((ran.resumed_unix_ns - frozen_at_ns) // 1000, 0)
+    if waited_us is None:
+        freeze_us = max((ran.resumed_unix_ns - frozen_at_ns) // 1000, 0)
+    else:
+        freeze_us = waited_us - ran.timings_us.get("after_resume", 0)
     return Outcome(
         committed=True,
         freeze_us=freeze_us,

@@ -6,6 +6,7 @@ import threading
 import time
 
 from godwit_agent import log
+from godwit_agent.app.journal import JournalStore
 from godwit_agent.app.leaving import Leaving
 from godwit_agent.app.sessions import SourceSession
 from godwit_agent.hostops.ports import Host
@@ -17,11 +18,13 @@ class Guards:
 
     A guard belongs to the containers, not to an attempt: it stays when an
     attempt is given up for the next one. So what is renewed is what is there;
-    only ``lift`` ends it (and housekeeping, for a migration that nobody knows).
+    only ``lift`` ends it. One whose migration is over or unknown here is left to
+    its deadline.
     """
 
-    def __init__(self, host: Host, seconds: int) -> None:
+    def __init__(self, host: Host, journals: JournalStore, seconds: int) -> None:
         self._host = host
+        self._journals = journals
         self._seconds = seconds
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -43,8 +46,11 @@ class Guards:
             processes.lift_guard(back=back)
 
     def renew(self) -> None:
+        live = self._journals.live()
         with self._lock:
             for guard in self._host.hooks.guards():
+                if guard.migration not in live:
+                    continue
                 self._host.hooks.guard(
                     (guard.container_id,), guard.migration, guard.epoch, self._deadline()
                 )

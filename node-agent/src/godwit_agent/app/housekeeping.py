@@ -32,9 +32,7 @@ class Housekeeping:
     def sweep(self) -> None:
         """Stores, expectations and guards whose migration has no living journal here."""
         known = {key.uid for key in self._journals.attempts()}
-        live = {
-            key.uid for key in self._journals.attempts() if not self._journals.open(key).terminal
-        }
+        live = self._journals.live()
         for uid in self._host.stores.list():
             if uid not in live:
                 self._host.stores.destroy(uid)

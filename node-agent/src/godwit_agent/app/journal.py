@@ -193,6 +193,10 @@ class JournalStore:
         """Zero for an unknown migration."""
         return max((key.epoch for key in self.attempts(uid)), default=0)
 
+    def live(self) -> frozenset[str]:
+        """UIDs of migrations that are not over on this node."""
+        return frozenset(key.uid for key in self.attempts() if not self.open(key).terminal)
+
     def forget(self, uid: str) -> None:
         """Removes everything about a migration whose journals are all terminal."""
         with self._lock:

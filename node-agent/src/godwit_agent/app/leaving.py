@@ -103,6 +103,7 @@ class Leaving:
             self._dumps[container.name] = self._host.dumps.prepare(container, self._uid)
         for dump in self._dumps.values():
             dump.wait_waiting(_GATE_TIMEOUT_S)
+        self._workers.submit(int).result()  # its thread exists before the freeze
 
     def discard(self) -> None:
         """Undoes ``prepare``; what no longer exists is no error."""
@@ -211,6 +212,10 @@ class Leaving:
                 self._host.dumps.reap(container, self._uid)
         self._host.cgroups.kill(self._ids)
         self._dumps.clear()
+
+    def clean(self) -> None:
+        """Images of a dump that nobody needs any more."""
+        self._host.stores.destroy_source(self._uid)
 
     def close(self) -> None:
         """Leaves nothing in the processes, keeps no thread."""

@@ -6,18 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import msgspec
-
 from godwit_agent import log
 from godwit_agent.app import forward
 from godwit_agent.app.copying import Copier, predicted_freeze_ms
 from godwit_agent.app.epochs import refuse_stale
 from godwit_agent.app.guarding import Guards
 from godwit_agent.app.journal import JournalStore, Key, Role, Step
-from godwit_agent.app.leaving import Leaving
 from godwit_agent.app.model import CopyProgress, Migration, Outcome, PeerNode, Pod
 from godwit_agent.app.peers import Decision, PeerFactory
 from godwit_agent.app.sessions import SourceSession
+from godwit_agent.app.source_sessions import SourceSessions
 from godwit_agent.app.switching import Switcher
 from godwit_agent.hostops.model import Inspection, Obstacle, PodState
 from godwit_agent.hostops.ports import Host
@@ -44,20 +42,14 @@ class Source:
         self._guards = guards
         self._copier = copier
         self._peers = peers
-        self._own_address = own_address
         self._default_timeout_ms = default_freeze_timeout_ms
-        self._sessions: dict[tuple[str, int], SourceSession] = {}
-        self._lock = threading.Lock()
+        self._sessions = SourceSessions(host, journals, own_address)
         self.stopping = threading.Event()
 
     def stop(self) -> None:
         """Ends streams and trackers; what is frozen, guarded or committed stays so."""
         self.stopping.set()
-        with self._lock:
-            sessions = list(self._sessions.values())
-        for session in sessions:
-            session.close_outlet()
-            session.processes.close()
+        self._sessions.close()
 
     def check(self, migration: Migration, pod: Pod) -> Inspection:
         """All obstacles at once; touches nothing."""
@@ -86,7 +78,7 @@ class Source:
         active: Callable[[], bool],
     ) -> Iterator[CopyProgress]:
         """Copies until what is left is small; the pod runs and is not touched."""
-        session = self._session(migration, pod, target)
+        session = self._sessions.of_call(migration, pod, target)
         with session.busy("Copy", deadline):
             _require_undecided(session)
             session.journal.append(Step.COPYING)
@@ -102,9 +94,10 @@ class Source:
 
     def guard(self, migration: Migration, pod: Pod) -> None:
         """From now on nobody but us ends these processes."""
-        session = self._session(migration, pod, None)
+        session = self._sessions.of_call(migration, pod, None)
         with session.busy("Guard"):
             _require_undecided(session)
+            _require_same(session, self._host.pods.find(pod.uid))
             if not session.journal.has(Step.GUARDING):
                 session.journal.append(Step.GUARDING)
             self._guards.guard(session)
@@ -123,8 +116,8 @@ class Source:
         deadline: float,
     ) -> Outcome:
         """Moves the processes. A repeated call waits for the first one and answers the same."""
-        session = self._session(migration, pod, target)
-        with session.busy("Switch", deadline):
+        session = self._sessions.of_call(migration, pod, target)
+        with session.busy("Switch", deadline - 1.0):
             known = self.outcome(session.journal.key)
             if known is not None:
                 return known
@@ -153,7 +146,7 @@ class Source:
         journal = self._journals.get(key)
         if journal is None or journal.last is Step.FINISHED:
             return
-        session = self._session(migration, pod, None)
+        session = self._sessions.of_call(migration, pod, None)
         with session.busy("FinishSource"):
             if not session.journal.has(Step.RUNNING):
                 message = "the target has not said that its copy runs"
@@ -162,8 +155,10 @@ class Source:
             session.processes.kill()
             session.processes.discard()
             self._guards.lift(session.processes, back=False)
+            session.processes.clean()
             session.journal.append(Step.FINISHED)
-            self._drop(session)
+            self._sessions.end_all(migration.uid)
+            self._sessions.drop(session)
             log.info("source finished", **_keys(session))
 
     def abort(self, migration: Migration, pod: Pod, *, lift_guard: bool) -> None:
@@ -171,9 +166,10 @@ class Source:
         refuse_stale(self._journals, migration.uid, migration.epoch)
         key = Key(migration.uid, migration.epoch, Role.SOURCE)
         journal = self._journals.get(key)
-        if (journal is None or journal.last is Step.ABORTED) and not lift_guard:
+        attempts = [k for k in self._journals.attempts(migration.uid) if k.role is Role.SOURCE]
+        if not attempts or (not lift_guard and (journal is None or journal.terminal)):
             return
-        session = self._session(migration, pod, None)
+        session = self._sessions.of_call(migration, pod, None)
         if session.journal.has(Step.COMMITTED):
             raise Rejected(Reason.WRONG_STEP, "this migration has committed")
         session.cancelled.set()
@@ -183,15 +179,13 @@ class Source:
             if session.journal.has(Step.COMMITTED):
                 raise Rejected(Reason.WRONG_STEP, "this migration has committed")
             session.close_outlet()
+            session.processes.clean()
             if lift_guard:
                 self._guards.lift(session.processes, back=True)
-                for earlier in self._journals.attempts(migration.uid):
-                    other = self._journals.open(earlier)
-                    if earlier.role is Role.SOURCE and not other.terminal:
-                        other.append(Step.ABORTED)
+                self._sessions.end_all(migration.uid)
             elif session.journal.last is not Step.PARKED:
                 session.journal.append(Step.PARKED)
-            self._drop(session)
+            self._sessions.drop(session)
             log.info("source aborted", **_keys(session), guard_lifted=lift_guard)
 
     def decision(self, migration: Migration, node: str) -> Decision:
@@ -214,13 +208,7 @@ class Source:
 
     def resume_session(self, key: Key) -> SourceSession | None:
         """After a restart: what the journal knows, attached to the pod again."""
-        record = self._journals.open(key).find(Step.OPENED)
-        if record is None:
-            return None
-        migration = Migration.from_json(record.data["migration"])
-        peer = record.data.get("peer")
-        target = PeerNode.from_json(peer) if peer else None
-        return self._session(migration, Pod.from_json(record.data["pod"]), target, stale=True)
+        return self._sessions.of_journal(key)
 
     def roll_back(self, session: SourceSession, why: GodwitError) -> None:
         """After a restart in the middle of a switch."""
@@ -251,7 +239,7 @@ class Source:
             record = session.journal.find(Step.COMMITTED)
             frozen_at = record.data["frozen_at_ns"] if record else ran.resumed_unix_ns
             sent = session.outlet.bytes_sent if session.outlet else 0
-            outcome = forward.outcome_of(frozen_at, ran, sent, session.parts_us)
+            outcome = forward.outcome_of(ran, sent, session.parts_us, frozen_at_ns=frozen_at)
             forward.settle(session, outcome)
         finally:
             peer.close()
@@ -268,54 +256,18 @@ class Source:
             raise Retryable(Reason.AGENT_UNREACHABLE, message, delay_seconds=2.0)
         return known
 
-    def _session(
-        self, migration: Migration, pod: Pod, peer: PeerNode | None, *, stale: bool = False
-    ) -> SourceSession:
-        with self._lock:
-            if not stale:
-                refuse_stale(self._journals, migration.uid, migration.epoch)
-            key = Key(migration.uid, migration.epoch, Role.SOURCE)
-            session = self._sessions.get((migration.uid, migration.epoch))
-            if session is None:
-                journal = self._journals.open(key)
-                opened = journal.find(Step.OPENED)
-                if opened:
-                    state = msgspec.convert(opened.data["state"], PodState)
-                else:
-                    state = self._host.pods.find(pod.uid)
-                processes = Leaving(self._host, migration.uid, state, pod.ip, self._own_address)
-                session = SourceSession(migration, pod, journal, processes)
-                if opened and opened.data.get("peer"):
-                    session.peer = PeerNode.from_json(opened.data["peer"])
-                self._sessions[migration.uid, migration.epoch] = session
-            if session.pod != pod:
-                raise Rejected(Reason.MALFORMED, "this attempt is about another pod")
-            if peer and session.peer and session.peer != peer:
-                raise Rejected(Reason.MALFORMED, "this attempt has another target")
-            if not session.journal.has(Step.OPENED) or (peer and not session.peer):
-                session.peer = peer
-                session.journal.append(
-                    Step.OPENED,
-                    {
-                        "migration": migration.to_json(),
-                        "pod": pod.to_json(),
-                        "peer": peer.to_json() if peer else None,
-                        "state": msgspec.to_builtins(session.processes.state),
-                    },
-                )
-            return session
-
-    def _drop(self, session: SourceSession) -> None:
-        session.close_outlet()
-        session.processes.close()
-        with self._lock:
-            self._sessions.pop((session.migration.uid, session.migration.epoch), None)
-
 
 def _require_undecided(session: SourceSession) -> None:
     last = session.journal.find(Step.COMMITTED, Step.THAWED, Step.ABORTED, Step.PARKED)
     if last is not None:
         raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({last.step})")
+
+
+def _require_same(session: SourceSession, now: PodState) -> None:
+    """A container that was restarted since the copy began is not what was copied."""
+    before = {container.id for container in session.processes.state.containers}
+    if before != {container.id for container in now.containers}:
+        raise Aborted(Reason.SOURCE_EXITED, "a container of the pod was restarted meanwhile")
 
 
 def _keys(session: SourceSession) -> dict[str, object]:

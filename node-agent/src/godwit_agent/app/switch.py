@@ -90,6 +90,7 @@ class Freeze:
     workers: ThreadPoolExecutor
     watch: Stopwatch = field(default_factory=Stopwatch)
     frozen_at_ns: int = 0
+    waited_us: int = 0  # from the freeze to the target's answer
     committed: bool = False
 
     def until_commit(self, watchdog: Watchdog) -> None:
@@ -136,7 +137,9 @@ class Freeze:
         with self.watch.part("packets"):
             self._send_packets()
         with self.watch.part("run"):
-            return self.peer.run(self.migration, RUN_TIMEOUT_S)
+            ran = self.peer.run(self.migration, RUN_TIMEOUT_S)
+        self.waited_us = (time.time_ns() - self.frozen_at_ns) // 1000
+        return ran
 
     def _send_changes(self) -> None:
         with self.watch.part("changes"):

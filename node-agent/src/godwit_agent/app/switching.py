@@ -94,7 +94,9 @@ class Switcher:
             log.warning("committed; the target is asked again", **self._keys, error=error)
             return None
         sent, parts = freeze.outlet.bytes_sent, freeze.watch.parts_us
-        outcome = forward.outcome_of(freeze.frozen_at_ns, ran, sent, parts)
+        outcome = forward.outcome_of(
+            ran, sent, parts, frozen_at_ns=freeze.frozen_at_ns, waited_us=freeze.waited_us
+        )
         forward.settle(self._session, outcome)
         log.info("switched", **self._keys, freeze_us=outcome.freeze_us, **outcome.timings_us)
         return outcome

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from godwit_agent import log
 from godwit_agent.app import fitness
 from godwit_agent.app.arriving import Arriving, StoreSink
+from godwit_agent.app.asking import Asking, require_not_committed
 from godwit_agent.app.epochs import known, refuse_stale
 from godwit_agent.app.journal import JournalStore, Key, Role, Step
 from godwit_agent.app.model import Migration, PeerNode, Pod
@@ -27,8 +28,6 @@ from godwit_api.errors import Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _SILENCE_S = 5.0
-_ASK_EVERY_S = 1.0
-_ASK_TIMEOUT_S = 3.0
 _GATE_STEP_S = 1.0
 
 
@@ -214,8 +213,10 @@ class Target:
                 pod.open_door()
             with watch.part("resume"):
                 resumed_ns = pod.resume()
+            with watch.part("after_resume"):
+                if not record:
+                    self._replay(session, watch)
             if not record:
-                self._replay(session, watch)
                 record = session.journal.append(
                     Step.RESUMED,
                     {"resumed_unix_ns": resumed_ns, "timings_us": watch.parts_us},
@@ -254,7 +255,7 @@ class Target:
             if step is Step.ABORTED and runs:
                 raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
             if step is Step.ABORTED and session.pod.holds_copy():
-                self._require_not_committed(session)
+                require_not_committed(session, self._peers)
             if step is Step.FINISHED and not runs:
                 raise Rejected(Reason.WRONG_STEP, "the copy does not run")
             if not runs:
@@ -266,45 +267,15 @@ class Target:
             self._sessions.pop((migration.uid, migration.epoch), None)
         log.info("target over", **_keys(session), step=step)
 
-    def _require_not_committed(self, session: TargetSession) -> None:
-        """A stopped, verified copy is only thrown away when its source has not committed."""
-        peer = self._peers(session.source)
-        try:
-            decision = peer.committed(session.migration, _ASK_TIMEOUT_S)
-        finally:
-            peer.close()
-        if not decision.aborted:
-            message = "this node holds a complete copy and the source has not said that it runs"
-            raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
-
     def _start_asking(self, session: TargetSession, silence_s: float) -> None:
-        threading.Thread(
-            target=self._ask, args=(session, silence_s), name="ask-source", daemon=True
-        ).start()
-
-    def _ask(self, session: TargetSession, silence_s: float) -> None:
-        """Holds a stopped copy and hears nothing: asks the source until it says either."""
-        self.stopping.wait(silence_s)
-        peer = self._peers(session.source)
-        over = (Step.RESUMED, Step.REFUSED, Step.ABORTED, Step.FINISHED)
-        warned = False
-        try:
-            while not self.stopping.is_set() and not session.journal.find(*over):
-                try:
-                    decision = peer.committed(session.migration, _ASK_TIMEOUT_S)
-                    if decision.committed:
-                        self._run(session)
-                        return
-                    if decision.aborted:
-                        self._refuse(session)
-                        return
-                except Exception as error:
-                    if not warned:
-                        log.warning("source does not say", **_keys(session), error=error)
-                        warned = True
-                self.stopping.wait(_ASK_EVERY_S)
-        finally:
-            peer.close()
+        asking = Asking(
+            session,
+            self._peers,
+            self.stopping,
+            run=lambda: self._run(session),
+            refuse=lambda: self._refuse(session),
+        )
+        asking.start(silence_s)
 
     def _session(self, uid: str, epoch: int, *, current: bool = False) -> TargetSession:
         if current:

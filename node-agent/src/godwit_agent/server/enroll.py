@@ -85,8 +85,15 @@ class Renewal:
     def stop(self) -> None:
         self._stop.set()
 
+    def _reuse(self) -> Identity | None:
+        try:
+            ca_pem = self._enroller.ca_file.read_bytes()
+        except OSError:
+            return None
+        return self._store.load(self._enroller.node, ca_pem)
+
     def _run(self) -> None:
-        identity = self._store.load()
+        identity = self._reuse()
         delay = _FIRST_DELAY_S
         while not self._stop.is_set():
             if identity and time.time() < identity.renew_at():

@@ -22,6 +22,8 @@ from godwit_api.errors import Retryable
 from godwit_api.identity import node_dns_name
 from godwit_api.reasons import Reason
 
+_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -64,26 +66,27 @@ class IdentityStore:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
 
-    def load(self) -> Identity | None:
-        """What an earlier process of this node left, unless it is over."""
+    def load(self, node: str, ca_pem: bytes) -> Identity | None:
+        """What an earlier process left, if it is of this node and authority and not over."""
         try:
-            parts = [self._path(name).read_bytes() for name in ("key", "certificate", "ca")]
-            identity = Identity.of(*parts)
-        except (OSError, ValueError):
+            both = self._path("identity").read_bytes()
+            cut = both.index(_CERTIFICATE)
+            identity = Identity.of(both[:cut], both[cut:], self._path("ca").read_bytes())
+            known = set(x509.load_pem_x509_certificates(ca_pem))
+            same = known & set(x509.load_pem_x509_certificates(identity.ca_pem))
+            names = _dns_names(identity.certificate_pem)
+        except (OSError, ValueError, x509.ExtensionNotFound):
             return None
-        if identity.renew_at() <= time.time():
+        if not same or names != [node_dns_name(node)] or identity.renew_at() <= time.time():
             return None
         self._publish(identity)
         return identity
 
     def set(self, identity: Identity) -> None:
         """From now on new connections use ``identity``."""
-        for name, content in (
-            ("key", identity.key_pem),
-            ("certificate", identity.certificate_pem),
-            ("ca", identity.ca_pem),
-        ):
-            _write_private(self._path(name), content)
+        # key and certificate in one file: a reader never sees two that do not match
+        _write_private(self._path("identity"), identity.key_pem + identity.certificate_pem)
+        _write_private(self._path("ca"), identity.ca_pem)
         self._publish(identity)
 
     def ready(self, timeout_s: float) -> bool:
@@ -148,7 +151,7 @@ class IdentityStore:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(self._path("ca"))
-        context.load_cert_chain(self._path("certificate"), self._path("key"))
+        context.load_cert_chain(self._path("identity"))
         if server:
             context.num_tickets = 0
         return context
@@ -166,6 +169,12 @@ class IdentityStore:
 def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
     pairs = [(identity.key_pem, identity.certificate_pem)]
     return grpc.ssl_server_certificate_configuration(pairs, identity.ca_pem)
+
+
+def _dns_names(certificate_pem: bytes) -> list[str]:
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return names.get_values_for_type(x509.DNSName)
 
 
 def _write_private(path: Path, content: bytes) -> None:
