@@ -216,13 +216,10 @@ class Target:
             with watch.part("after_resume"):
                 if not record:
                     self._replay(session, watch)
-            if not record:
-                record = session.journal.append(
-                    Step.RESUMED,
-                    {"resumed_unix_ns": resumed_ns, "timings_us": watch.parts_us},
-                )
-            log.info("running", **_keys(session), **watch.parts_us)
-            return Ran(record.data["resumed_unix_ns"], record.data["timings_us"])
+                    data = {"resumed_unix_ns": resumed_ns, "timings_us": dict(watch.parts_us)}
+                    session.journal.append(Step.RESUMED, data)
+                log.info("running", **_keys(session), **watch.parts_us)
+            return Ran(resumed_ns, watch.parts_us)
 
     def _replay(self, session: TargetSession, watch: Stopwatch) -> None:
         """Held packets are wanted, not needed: a failure here is not the process's."""
@@ -263,6 +260,8 @@ class Target:
             session.pod.disarm()
             session.pod.forget(wait_for_pages=runs)
             session.journal.append(step)
+            if migration.uid not in self._journals.live():  # else this node is its source, too
+                self._host.stores.destroy(migration.uid)
         with self._lock:
             self._sessions.pop((migration.uid, migration.epoch), None)
         log.info("target over", **_keys(session), step=step)
