@@ -65,11 +65,13 @@ class Target:
                     raise Rejected(Reason.MALFORMED, "this attempt was prepared differently")
                 return
             self._require_no_other(migration)
-            journal = self._journals.open(Key(migration.uid, migration.epoch, Role.TARGET))
-            if journal.records:
-                raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({journal.last})")
+            key = Key(migration.uid, migration.epoch, Role.TARGET)
+            former = self._journals.get(key)
+            if former and former.records:
+                raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({former.last})")
             arriving = Arriving(self._host, migration.uid, migration.epoch, pod.ip)
             arriving.create_store(containers, memory_bytes)
+            journal = self._journals.open(key)
             journal.append(
                 Step.OPENED,
                 {
