@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -19,9 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Slot
 from godwit_agent.hostops.netns import NetnsThread
+from godwit_api.errors import GodwitError
 
 BASE = Path(os.environ.get("GODWIT_BASE", "/var/cache/godwit/seed/base"))
 HERE = Path(__file__).parent
@@ -303,6 +306,15 @@ class Lab:
         (directory / "options.json").write_text(json.dumps(options))
 
     def _remove(self, pod: Pod) -> None:
+        """Also after a test that failed in the middle of a freeze."""
+        for directory in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                # runc and the CRIU it has started; what CRIU traces cannot end before it
+                text = (directory / "cmdline").read_text()
+                if "checkpoint\0" in text and pod.container_id in text:
+                    os.killpg(int(directory.name), signal.SIGKILL)
+        with contextlib.suppress(GodwitError):
+            HostCgroups(pod.node.layout).kill([pod.container_id])
         pod.node.run(
             "runc", "--root", RUNC_ROOT, "delete", "--force", pod.container_id, check=False
         )

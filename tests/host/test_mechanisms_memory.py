@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import procs
+from godwit_agent.hostops import filerecords, procs
 from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import Container, HostPath, PodState, Sandbox, Tracking
 from godwit_agent.hostops.pagescan import Scanner, populated
@@ -71,7 +71,7 @@ if "fork" in sys.argv:
 def report(*_): print("errors", errors, flush=True)
 signal.signal(signal.SIGUSR1, report)
 print("ready", flush=True)
-while True: signal.pause()
+while True: time.sleep(0.05)  # a signal may be taken by another thread
 """
 
 
@@ -89,7 +89,9 @@ class Sink:
         self.store.zero(vpid, vaddr, length)
 
     def file(self, container: str, header: bytes, body: memoryview) -> None:
-        raise AssertionError("no files here")
+        record = filerecords.decode(header)
+        assert record.kind is filerecords.Kind.POPULATED
+        self.store.populated(record.number, record.size, body)
 
 
 @pytest.fixture

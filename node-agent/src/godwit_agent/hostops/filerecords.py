@@ -35,6 +35,7 @@ class Kind(StrEnum):
     NODE = "n"  # fifo or device ``number``
     TIMES = "t"  # modification time, after the content
     REMOVED = "r"
+    POPULATED = "m"  # not of files: body, all memory ranges of process ``number`` (``memory``)
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):

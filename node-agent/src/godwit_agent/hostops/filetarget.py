@@ -165,8 +165,7 @@ class TargetFiles:
         self._bound: dict[str, Mapping[str, str]] = {}
         self._lock = threading.Lock()
 
-    def apply(self, container: str, header: bytes, body: memoryview) -> None:
-        record = filerecords.decode(header)
+    def apply(self, container: str, record: Record, body: memoryview) -> None:
         with self._lock:
             try:
                 self._writer(container, record.tree).apply(record, body)

@@ -8,14 +8,17 @@ forgotten; nothing but the trackers lives from pass to pass.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import mmap
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from godwit_agent.hostops import procs, tracking
+from godwit_agent.hostops import filerecords, procs, tracking
+from godwit_agent.hostops.filerecords import Kind, Record
 from godwit_agent.hostops.model import Container, PodState, RoundStats, Tracking
 from godwit_agent.hostops.pagescan import Scanner
 from godwit_agent.hostops.ports import CopySink
@@ -29,6 +32,7 @@ BOOTSTRAP_TREE = "bootstrap-pstree.img"
 DESCRIPTORS = "descriptors.json"
 
 _BUFFER_BYTES = 2 << 20
+_MAX_RANGES_BYTES = 1 << 20
 _WORDS_PER_PAGE = PAGE // 8
 _ZERO_PAGE = bytes(PAGE)
 
@@ -133,11 +137,11 @@ class HostSourceMemory:
             if vpid is None:
                 return
             areas = [(i.start, i.end) for i in procs.mappings(pid) if i.private_anonymous]
-            if tracker is None:
-                ranges = tracking.everything(self._scanner, pagemap, areas)
-            elif last:
-                ranges = tracker.last(pagemap, areas)
-            else:
+            if last:
+                look = tracker.last if tracker else self._everything
+                ranges, there = look(pagemap, areas)
+                _announce(sink, container.name, vpid, there)
+            elif tracker:
                 ranges = tracker.ranges(pagemap, areas)
             totals.scan_ns += time.monotonic_ns() - begin
             totals.dirty += sum(end - start for start, end in ranges)
@@ -165,6 +169,11 @@ class HostSourceMemory:
         self._tracked[pid] = _Tracked(started, tracker)
         return tracker
 
+    def _everything(
+        self, pagemap: int, areas: Iterable[tuple[int, int]]
+    ) -> tuple[tracking.Ranges, tracking.Ranges]:
+        return tracking.everything(self._scanner, pagemap, areas)
+
     def _read(
         self, memory: int, ranges: Iterable[tuple[int, int]], *, strict: bool
     ) -> Iterator[tuple[int, memoryview]]:
@@ -188,6 +197,15 @@ def _open(stack: contextlib.ExitStack, pid: int, name: str) -> int:
     fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     stack.callback(os.close, fd)
     return fd
+
+
+def _announce(sink: CopySink, container: str, vpid: int, there: tracking.Ranges) -> None:
+    """All populated ranges: CRIU's page map need not list what is unchanged (criu-shim.c)."""
+    numbers = array("Q", itertools.chain.from_iterable(there)).tobytes()
+    for part, at in enumerate(range(0, max(len(numbers), 1), _MAX_RANGES_BYTES)):
+        record = Record(Kind.POPULATED, "", b".", size=part, number=vpid)
+        body = memoryview(numbers)[at : at + _MAX_RANGES_BYTES]
+        sink.file(container, filerecords.encode(record), body)
 
 
 def _deliver(sink: CopySink, container: str, vpid: int, vaddr: int, data: memoryview) -> None:

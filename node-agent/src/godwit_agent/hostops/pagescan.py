@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
 import re
 import struct
 import threading
+from collections.abc import Iterator
 
 from godwit_agent.memory.pageset import PAGE
 
@@ -17,11 +19,12 @@ _ARGUMENT = struct.Struct("<12Q")
 _REGION = struct.Struct("<QQQ")
 _WALK_END = 4 * 8
 _WRITTEN, _FILE, _PRESENT, _SWAPPED, _PFNZERO = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
+_GUARD = 1 << 8  # MADV_GUARD_INSTALL, told apart since 6.15
 _WP_MATCHING = 1
 _REGIONS = 1 << 16
 
-# pagemap entries before PAGEMAP_SCAN: bit 63 present, bit 62 swapped (pagemap.rst)
-_POPULATED = bytes(1 if byte & 0xC0 else 0 for byte in range(256))
+# pagemap entries before PAGEMAP_SCAN: bit 63 present, bit 62 swapped, bit 58 guard (pagemap.rst)
+_POPULATED = bytes(1 if byte & 0xC0 and not byte & 0x04 else 0 for byte in range(256))
 _RUN = re.compile(rb"\x01+")
 _PAGES_PER_READ = 1 << 18
 
@@ -34,46 +37,83 @@ class Scanner:
         self._buffer.write(bytes(len(self._buffer)))
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         self._lock = threading.Lock()
+        self._absent = _FILE | _PFNZERO | _GUARD
+        self._probe()
 
-    def written(self, pagemap: int, start: int, end: int, *, rearm: bool) -> list[tuple[int, int]]:
-        """Ranges written since the last re-arming; what is not tracked counts as written.
+    def rearm(self, pagemap: int, start: int, end: int) -> list[tuple[int, int]]:
+        """Ranges written since the last call, which are tracked anew.
 
-        With ``rearm`` untracked memory is skipped instead. Pages that are
-        zero pages of the kernel, of files, or not there, are left out.
+        Untracked memory is skipped. Zero pages of the kernel, pages of files,
+        guards and what is not there are left out; so in ``look``.
         """
-        flags = _WP_MATCHING if rearm else 0
         found: list[tuple[int, int]] = []
         with self._lock:
-            while start < end:
-                argument = bytearray(
-                    _ARGUMENT.pack(
-                        _ARGUMENT.size,
-                        flags,
-                        start,
-                        end,
-                        0,
-                        self._address,
-                        _REGIONS,
-                        0,
-                        _FILE | _PFNZERO,  # inverted
-                        _WRITTEN | _FILE | _PFNZERO,  # all of these
-                        _PRESENT | _SWAPPED,  # any of these
-                        _PRESENT,
-                    )
-                )
-                count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
-                view = memoryview(self._buffer)[: count * _REGION.size]
-                for low, high, _ in _REGION.iter_unpack(view):
-                    if found and found[-1][1] == low:
-                        found[-1] = (found[-1][0], high)
-                    else:
-                        found.append((low, high))
-                view.release()
-                (walked,) = struct.unpack_from("<Q", argument, _WALK_END)
-                if walked <= start:
-                    break
-                start = walked
+            for region in self._scan(pagemap, start, end, _WP_MATCHING, _WRITTEN):
+                _append(found, region[0], region[1])
         return found
+
+    def look(
+        self, pagemap: int, start: int, end: int
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """(written since the last ``rearm``, all that is there); untracked memory is written."""
+        written: list[tuple[int, int]] = []
+        there: list[tuple[int, int]] = []
+        with self._lock:
+            for low, high, categories in self._scan(pagemap, start, end, 0, 0):
+                _append(there, low, high)
+                if categories & _WRITTEN:
+                    _append(written, low, high)
+        return written, there
+
+    def _probe(self) -> None:
+        """Older kernels refuse a category they do not know."""
+        try:
+            pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            self.look(pagemap, PAGE, 2 * PAGE)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                self._absent = _FILE | _PFNZERO
+        finally:
+            os.close(pagemap)
+
+    def _scan(
+        self, pagemap: int, start: int, end: int, flags: int, more: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """Regions of equal category; ``more`` must be among the categories."""
+        while start < end:
+            argument = bytearray(
+                _ARGUMENT.pack(
+                    _ARGUMENT.size,
+                    flags,
+                    start,
+                    end,
+                    0,
+                    self._address,
+                    _REGIONS,
+                    0,
+                    self._absent,  # inverted
+                    self._absent | more,  # all of these
+                    _PRESENT | _SWAPPED,  # any of these
+                    _WRITTEN,  # to be told
+                )
+            )
+            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+            with memoryview(self._buffer) as whole, whole[: count * _REGION.size] as view:
+                yield from _REGION.iter_unpack(view)
+            (walked,) = struct.unpack_from("<Q", argument, _WALK_END)
+            if walked <= start:
+                return
+            start = walked
+
+
+def _append(ranges: list[tuple[int, int]], start: int, end: int) -> None:
+    if ranges and ranges[-1][1] == start:
+        ranges[-1] = (ranges[-1][0], end)
+    else:
+        ranges.append((start, end))
 
 
 def populated(pagemap: int, start: int, end: int) -> list[tuple[int, int]]:
@@ -86,10 +126,6 @@ def populated(pagemap: int, start: int, end: int) -> list[tuple[int, int]]:
         if not flags:
             break
         for run in _RUN.finditer(flags):
-            low, high = (page + run.start()) * PAGE, (page + run.end()) * PAGE
-            if found and found[-1][1] == low:
-                found[-1] = (found[-1][0], high)
-            else:
-                found.append((low, high))
+            _append(found, (page + run.start()) * PAGE, (page + run.end()) * PAGE)
         page += len(flags)
     return found

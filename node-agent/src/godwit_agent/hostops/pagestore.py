@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from godwit_agent.memory import pagemap
 from godwit_agent.memory.pagemap import Entry
-from godwit_agent.memory.pageset import PageSet
-from godwit_api.errors import Aborted
+from godwit_agent.memory.pageset import PAGE, PageSet
+from godwit_api.errors import Aborted, Rejected
 from godwit_api.reasons import Reason
 
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1  # linux/falloc.h
@@ -30,6 +31,7 @@ class _Process:
     fd: int
     have: PageSet = field(default_factory=PageSet)
     data: PageSet = field(default_factory=PageSet)
+    there: list[tuple[int, int]] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -60,11 +62,33 @@ class PageStore:
                     raise OSError(number, os.strerror(number))
             process.have.add(vaddr, vaddr + length)
 
-    def complete(self, vpid: int, entries: tuple[Entry, ...]) -> int:
-        """Writes the daemon's page map for what CRIU's has as lazy; its bytes.
-        ``Aborted(VerifyFailed)`` when a page has not come."""
-        ranges = pagemap.lazy_ranges(entries)
+    def populated(self, vpid: int, part: int, body: memoryview) -> None:
+        """Ranges that the process has, pairs of 64-bit addresses; part 0 begins a new list."""
+        numbers = array("Q")
+        try:
+            numbers.frombytes(bytes(body))
+        except ValueError as error:
+            raise Rejected(Reason.MALFORMED, f"ranges of process {vpid}: {error}") from error
+        ranges = list(zip(numbers[::2], numbers[1::2], strict=False))
+        if len(numbers) % 2 or any(s % PAGE or e % PAGE or s >= e for s, e in ranges):
+            raise Rejected(Reason.MALFORMED, f"ranges of process {vpid} are no page ranges")
         process = self._process(vpid)
+        with process.lock:
+            if part == 0 or process.there is None:
+                process.there = []
+            process.there += ranges
+
+    def complete(self, vpid: int, entries: tuple[Entry, ...]) -> int:
+        """Writes the daemon's page map, of all pages that CRIU's own images do not have; bytes.
+
+        CRIU may have looked at changed pages only, so its map says what it has
+        and not what there is. ``Aborted(VerifyFailed)`` when a page has not come.
+        """
+        process = self._process(vpid)
+        if process.there is None:
+            message = f"process {vpid}: nothing is known of its memory"
+            raise Aborted(Reason.VERIFY_FAILED, message)
+        ranges = pagemap.to_serve(entries, process.there)
         for start, end in ranges:
             missing = process.have.first_missing(start, end)
             if missing is not None:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from godwit_agent.hostops import filerecords
+from godwit_agent.hostops.filerecords import Kind
 from godwit_agent.hostops.filetarget import TargetFiles
 from godwit_agent.hostops.gate import Gate
 from godwit_agent.hostops.layout import Layout
@@ -112,8 +114,11 @@ class HostTargetStore:
             os.close(fd)
 
     def file(self, container: str, header: bytes, body: memoryview) -> None:
-        self._part(container)
-        self._files.apply(container, header, body)
+        part, record = self._part(container), filerecords.decode(header)
+        if record.kind is Kind.POPULATED:
+            part.pages.populated(record.number, record.size, body)
+        else:
+            self._files.apply(container, record, body)
 
     def slots(self) -> Mapping[str, Slot]:
         return {name: part.slot for name, part in self._parts.items()}

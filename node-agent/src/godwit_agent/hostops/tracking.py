@@ -19,17 +19,20 @@ from godwit_agent.hostops.pagescan import Scanner
 from godwit_agent.hostops.ptrace import InjectionError, supported
 from godwit_agent.memory.pageset import PAGE
 
+Ranges = list[tuple[int, int]]
+
 _DIGEST_BYTES = 16
 _O_DIRECT = getattr(os, "O_DIRECT", 0o40000)
 _FDINFO_FLAGS = re.compile(r"^flags:\s*([0-7]+)", re.MULTILINE)
 
 
 class Tracker(Protocol):
-    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> Ranges:
         """What may have changed since the last call; tracking goes on from here."""
 
-    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The same for a process that stands still, without preparing another call."""
+    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> tuple[Ranges, Ranges]:
+        """For a process that stands still: what may have changed, and all that is there.
+        Does not prepare another call: after a rollback the next ``ranges`` tells it again."""
 
     def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
         """(start, end) of the parts of ``data``, read from ``vaddr``, that have to be sent."""
@@ -46,16 +49,16 @@ class WriteProtectTracker:
         self._fd = userfault.take(pid)
         self._scanner = scanner
 
-    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = []
+    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> Ranges:
+        found: Ranges = []
         for start, end in areas:
             if userfault.register(self._fd, start, end):
-                found += self._scanner.written(pagemap, start, end, rearm=True)
+                found += self._scanner.rearm(pagemap, start, end)
             else:
-                found += self._scanner.written(pagemap, start, end, rearm=False)
+                found += self._scanner.look(pagemap, start, end)[0]
         return found
 
-    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> tuple[Ranges, Ranges]:
         return everything(self._scanner, pagemap, areas)
 
     def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
@@ -75,11 +78,12 @@ class HashTracker:
     def __init__(self) -> None:
         self._digests: dict[int, bytes] = {}
 
-    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> Ranges:
         return [found for start, end in areas for found in pagescan.populated(pagemap, start, end)]
 
-    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        return self.ranges(pagemap, areas)
+    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> tuple[Ranges, Ranges]:
+        found = self.ranges(pagemap, areas)
+        return found, found
 
     def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
         begin = end = 0
@@ -102,17 +106,20 @@ class HashTracker:
 
 def everything(
     scanner: Scanner, pagemap: int, areas: Iterable[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Written or untracked, one walk per run of neighbouring areas."""
-    found: list[tuple[int, int]] = []
+) -> tuple[Ranges, Ranges]:
+    """(written or untracked, all that is there), one walk per run of neighbouring areas."""
+    written: Ranges = []
+    there: Ranges = []
     for start, end in joined(areas):
-        found += scanner.written(pagemap, start, end, rearm=False)
-    return found
+        some, more = scanner.look(pagemap, start, end)
+        written += some
+        there += more
+    return written, there
 
 
-def joined(areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def joined(areas: Iterable[tuple[int, int]]) -> Ranges:
     """Sorted areas with neighbours made one."""
-    result: list[tuple[int, int]] = []
+    result: Ranges = []
     for start, end in areas:
         if result and result[-1][1] == start:
             result[-1] = (result[-1][0], end)
@@ -129,7 +136,7 @@ def probe(scanner: Scanner) -> Tracking:
         userfault.probe()
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            scanner.written(pagemap, PAGE, 2 * PAGE, rearm=False)
+            scanner.look(pagemap, PAGE, 2 * PAGE)
         finally:
             os.close(pagemap)
     except OSError:

@@ -77,6 +77,54 @@ def lazy_ranges(entries: Iterable[Entry]) -> list[tuple[int, int]]:
     return ranges
 
 
+def to_serve(
+    entries: Iterable[Entry], populated: Iterable[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """What the page daemon has to serve: all that is there but what CRIU's images hold.
+
+    ``populated`` is what the process had when it stood still. What CRIU calls
+    lazy belongs to it even if it appeared later (the kernel itself may write).
+    """
+    entries = tuple(entries)
+    held = sorted((e.vaddr, e.end) for e in entries if not e.flags & PE_LAZY)
+    wanted = sorted([*populated, *lazy_ranges(entries)])
+    return _without(_union(wanted), held)
+
+
+def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Sorted ranges, overlapping and neighbouring ones made one."""
+    current: tuple[int, int] | None = None
+    for start, end in ranges:
+        if current is None:
+            current = (start, end)
+        elif start <= current[1]:
+            current = (current[0], max(current[1], end))
+        else:
+            yield current
+            current = (start, end)
+    if current is not None:
+        yield current
+
+
+def _without(
+    ranges: Iterable[tuple[int, int]], holes: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    first = 0
+    for start, end in ranges:
+        while first < len(holes) and holes[first][1] <= start:
+            first += 1
+        for low, high in holes[first:]:
+            if low >= end:
+                break
+            if low > start:
+                found.append((start, low))
+            start = max(start, high)
+        if start < end:
+            found.append((start, end))
+    return found
+
+
 def for_sparse_file(ranges: Iterable[tuple[int, int]]) -> Iterator[Entry]:
     """Entries for a pages file in which the offset of every page is its address."""
     at = 0
