@@ -28,6 +28,7 @@ from godwit_api.errors import GodwitError
 
 BASE = Path(os.environ.get("GODWIT_BASE", "/var/cache/godwit/seed/base"))
 HERE = Path(__file__).parent
+SHIM = HERE.parents[1] / "node-agent/native/criu-shim.c"
 RUNC_ROOT = "/run/containerd/runc/k8s.io"
 TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 
@@ -170,6 +171,8 @@ class Lab:
         node.run("ip", "route", "add", "default", "via", "10.99.0.1")
         gate = node.layout.local("/opt/godwit/gate/criu")
         run("gcc", "-O1", "-static", "-o", str(gate), str(HERE / "gate_stub.c"))
+        shim = node.layout.local("/opt/godwit/criu/criu-shim.so")
+        run("gcc", "-O2", "-shared", "-fPIC", "-o", str(shim), str(SHIM))
         return node
 
     # -- pods ---------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ class HostGatedDump:
             netns=self._netns.path,
         )
         environment = layout.environment(
-            GODWIT_GATE=directory, CRIU_CONFIG_FILE=f"{directory}/criu.conf"
+            GODWIT_GATE=directory,
+            CRIU_CONFIG_FILE=f"{directory}/criu.conf",
+            GODWIT_DIRTY_ONLY="1",  # criu-shim.c
         )
         environment["PATH"] = f"{layout.gate_dir}:{environment['PATH']}"
         with (self._path / "runc.log").open("wb") as log:

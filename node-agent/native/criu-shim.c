@@ -1,0 +1,92 @@
+/*
+ * Two questions that CRIU 4.2 asks while a process is frozen, answered faster. Linked into the
+ * CRIU that Godwit ships (scripts/bundle-criu), without effect unless GODWIT_DIRTY_ONLY is set.
+ *
+ * Which pages are there? (PAGEMAP_SCAN, criu/pagemap-cache.c) The agent tracks writes with
+ * userfaultfd and has sent all that is clean to the target long before. With one more category
+ * in the question CRIU hears of written pages only, and neither maps nor pipes the rest. Memory
+ * that nobody tracks counts as written. The target knows from the agent what memory there is and
+ * checks that it has all of it.
+ *
+ * Which connections does the firewall track? (criu/net.c, dump_nf_ct) Twice a walk of the whole
+ * machine's table, 10 ms each, also for a namespace that has none of them. When its own count is
+ * zero the question becomes one whose answer is empty.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* linux/fs.h, 6.7 */
+#define PAGEMAP_SCAN 0xc0606610UL
+#define PAGE_IS_WRITTEN (1ULL << 1)
+#define PAGE_IS_FILE (1ULL << 2)
+#define PAGE_IS_PRESENT (1ULL << 3)
+#define PAGE_IS_PFNZERO (1ULL << 5)
+
+/* linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h */
+#define CTNETLINK_GET 0x101
+#define CTNETLINK_GET_UNCONFIRMED 0x107
+
+struct pagemap_scan {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t inverted, mask, any_of, returned;
+};
+
+static int wanted(void)
+{
+	static int answer = -1;
+	if (answer < 0)
+		answer = getenv("GODWIT_DIRTY_ONLY") != NULL;
+	return answer;
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list list;
+	va_start(list, request);
+	void *argument = va_arg(list, void *);
+	va_end(list);
+	if ((request & 0xffffffffUL) == PAGEMAP_SCAN && wanted()) {
+		struct pagemap_scan *scan = argument;
+		const uint64_t absent = PAGE_IS_FILE | PAGE_IS_PFNZERO;
+		if ((scan->any_of & PAGE_IS_PRESENT) && (scan->mask & absent) == absent &&
+		    (scan->inverted & absent) == absent)
+			scan->mask |= PAGE_IS_WRITTEN;
+	}
+	return (int)syscall(SYS_ioctl, fd, request, argument);
+}
+
+/* Of the network namespace this thread is in; CRIU is in the container's when it asks. */
+static int nothing_is_tracked(void)
+{
+	char text[16] = "";
+	int fd = open("/proc/sys/net/netfilter/nf_conntrack_count", O_RDONLY);
+	if (fd < 0)
+		return 0;
+	ssize_t got = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	return got >= 2 && text[0] == '0' && text[1] == '\n';
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	if (wanted() && message->msg_iovlen == 1 &&
+	    message->msg_iov[0].iov_len >= sizeof(struct nlmsghdr)) {
+		int domain = 0, protocol = 0;
+		socklen_t size = sizeof(int);
+		struct nlmsghdr *head = message->msg_iov[0].iov_base;
+		if (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) && domain == AF_NETLINK &&
+		    !getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) &&
+		    protocol == NETLINK_NETFILTER && head->nlmsg_type == CTNETLINK_GET &&
+		    (head->nlmsg_flags & NLM_F_DUMP) == NLM_F_DUMP && nothing_is_tracked())
+			head->nlmsg_type = CTNETLINK_GET_UNCONFIRMED;
+	}
+	return syscall(SYS_sendmsg, fd, message, flags);
+}
