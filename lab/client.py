@@ -127,7 +127,9 @@ def connect(options: argparse.Namespace) -> int:
 
     def fail(fd: int, why: str) -> None:
         sock, begun, _ = open_.pop(fd)
-        failures.append({"at": time.time(), "after_ms": (time.monotonic() - begun) * 1e3, "why": why})
+        failures.append(
+            {"at": time.time(), "after_ms": (time.monotonic() - begun) * 1e3, "why": why}
+        )
         poller.unregister(fd)
         sock.close()
 
