@@ -23,7 +23,7 @@ venv: $(VENV)/.synced  ## Create the virtual environment from the lock file
 check: venv  ## Static checks: ruff, mypy, import layers, go vet, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy api/src operator/src node-agent/src testbed/src
+	$(BIN)/mypy api/src operator/src node-agent/src testbed/src lab
 	$(BIN)/lint-imports
 	scripts/check-generated
 	cd hooks && go vet ./...
@@ -43,7 +43,7 @@ test: check  ## Everything
 	$(BIN)/pytest tests
 
 demo: venv  ## Watch a live pod move there and back
-	$(BIN)/python -m demo
+	$(BIN)/python -m lab.demo
 
 demo-down:  ## Remove what the demo made
 	testbed/testbed down
