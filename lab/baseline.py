@@ -35,7 +35,8 @@ export PATH=/opt/godwit/criu:/opt/godwit/criu/bin:$PATH
 rm -rf $D/img $D/dump $D/restore; mkdir -p $D/img $D/dump $D/restore
 rm -f $D/status; mkfifo $D/status
 sleep 600 | $R run -d --bundle $D gwbase 2>$D/run.log | cat >/dev/null &
-i=0; until $R exec gwbase redis-cli ping >/dev/null 2>&1; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done
+i=0
+until $R exec gwbase redis-cli ping >/dev/null 2>&1; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done
 $R exec gwbase redis-cli debug populate $1 data 1000 >/dev/null
 t0=$(date +%s%N)
 $R checkpoint --image-path $D/img --work-path $D/dump --tcp-established --file-locks \\
@@ -52,8 +53,7 @@ sleep 600 | $R restore -d --lazy-pages --image-path $D/img --work-path $D/restor
 until [ "$($R state gwbase2 2>/dev/null | grep -c '"running"')" = 1 ]; do :; done
 t2=$(date +%s%N)
 echo "dump_ns=$((t1-t0)) restore_ns=$((t2-t1))"
-wait_gone() {{ i=0; while $R state $1 >/dev/null 2>&1 && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done; }}
-wait_gone gwbase
+i=0; while $R state gwbase >/dev/null 2>&1 && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
 $R delete --force gwbase2 >/dev/null 2>&1 || true
 $R delete --force gwbase >/dev/null 2>&1 || true
 pkill -x sleep -P $$ 2>/dev/null || true

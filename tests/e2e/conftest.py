@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from e2e.support import Scene
 from lab.cluster import Cluster
 

@@ -72,7 +72,7 @@ class Scene:
 
     def other(self, *nodes: str) -> str:
         """A prepared node that is none of ``nodes``."""
-        return next(node for node in self.nodes if node not in nodes)
+        return str(next(node for node in self.nodes if node not in nodes))
 
     # -- migrations ---------------------------------------------------------------------------
     def apply_migration(self, pod: str, target: str, **spec: Any) -> str:
