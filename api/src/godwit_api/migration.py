@@ -24,6 +24,8 @@ MIGRATION_KEY = f"{GROUP}/migration"
 """Annotation and label of a successor: UID of the migration that made it."""
 HOME_NODE_ANNOTATION = f"{GROUP}/home-node"
 """Node that must keep a moved pod's address reserved."""
+ORIGINAL_AFFINITY_ANNOTATION = f"{GROUP}/original-affinity"
+"""Affinity of a successor before it was pinned to its target, as JSON."""
 ADDRESS_ANNOTATION = f"{GROUP}/address"
 """Address that moved with the pod; set once the process runs there."""
 NODE_LABEL = f"{GROUP}/node"
@@ -95,7 +97,7 @@ class Spec(View, frozen=True):
     target: Target = Target()
     timeouts: Timeouts = Timeouts()
     freeze_budget_milliseconds: int | None = None
-    bandwidth_limit_bytes_per_second: int | None = None
+    bandwidth_limit: int | str | None = None  # bytes per second, or a quantity
 
 
 class Condition(View, frozen=True, omit_defaults=False):
@@ -144,11 +146,10 @@ class Handover(View, frozen=True):
     rule_proven: bool = False
     delete_intended: bool = False
     expected: bool = False
-    committed: bool = False
-    committed_epoch: int = 0
     released: bool = False
-    bridged_services: list[str] = []
-    published_services: list[str] = []
+    committed: bool = False
+    attempt_open: bool = False
+    copied: bool = False
     returns: int = 0
     failed_targets: list[str] = []
     failure: Failure | None = None
@@ -171,6 +172,7 @@ class Status(View, frozen=True):
     successor_uid: str = msgspec.field(default="", name="successorUID")
     source_node: str = ""
     target_node: str = ""
+    freeze: str = ""
     freeze_milliseconds: float | None = None
     predicted_freeze_milliseconds: int | None = None
     transferred_bytes: int | None = None
