@@ -69,7 +69,11 @@ class Scene:
                 "runtimeClassName": "godwit",
                 "terminationGracePeriodSeconds": 1,
                 "containers": [
-                    {"name": "main", "image": "x", "ports": [{"name": "tcp", "containerPort": 6379}]}
+                    {
+                        "name": "main",
+                        "image": "x",
+                        "ports": [{"name": "tcp", "containerPort": 6379}],
+                    }
                 ],
             },
         }
@@ -79,7 +83,10 @@ class Scene:
         }
         await self.api.create(SERVICES, self.namespace, service)
         if kind == "Pod":
-            body = {"metadata": {"name": "redis-0", **template["metadata"]}, "spec": template["spec"]}
+            body = {
+                "metadata": {"name": "redis-0", **template["metadata"]},
+                "spec": template["spec"],
+            }
             await self.api.create(PODS, self.namespace, body)
         else:
             spec: Object = {"selector": {"matchLabels": {"app": "redis"}}, "template": template}
@@ -120,7 +127,9 @@ class Scene:
         assert await find(self.api, POLICIES, None, f"godwit-handover-{uid}") is None
         assert await find(self.api, BINDINGS, None, f"godwit-handover-{uid}") is None
         slices = await self.api.list(
-            ENDPOINT_SLICES, self.namespace, labels="endpointslice.kubernetes.io/managed-by=godwit.io"
+            ENDPOINT_SLICES,
+            self.namespace,
+            labels="endpointslice.kubernetes.io/managed-by=godwit.io",
         )
         assert slices == []
         service = await self.api.get(SERVICES, self.namespace, "redis")

@@ -66,9 +66,7 @@ class FakeAgent:
     async def prepare_target(self, request: pb.PrepareTargetRequest) -> None:
         self._note("prepare_target", request.migration)
 
-    async def copy(
-        self, request: pb.CopyRequest, seconds: float
-    ) -> AsyncIterator[pb.CopyProgress]:
+    async def copy(self, request: pb.CopyRequest, seconds: float) -> AsyncIterator[pb.CopyProgress]:
         self._note("copy", request.migration)
         yield pb.CopyProgress(round=1, transferred_bytes=900, remaining_bytes=100)
         if self.world.copy_gate is not None:
