@@ -190,6 +190,7 @@ async def run(config: Config) -> None:
     await kopf.operator(
         registry=registry(operator),
         standalone=True,
+        identity="godwit-operator",  # kopf would ask for a user name, and there is none
         clusterwide=not namespaces,
         namespaces=namespaces,
         liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz",
