@@ -24,7 +24,7 @@ from godwit_api.migration import (
     Status,
 )
 from godwit_api.reasons import Reason
-from godwit_operator.plan import Decision, Observation, Result, Source
+from godwit_operator.plan import Decision, Observation, Result, Source, is_lost
 from godwit_operator.steps import ENDS, Step, bound_seconds, phase_of
 
 _MAX_TRANSITIONS = 64
@@ -65,6 +65,8 @@ def enter(migration: PodMigration, status: Status, decision: Decision, now: floa
         note = msgspec.structs.replace(note, committed=True)
     if decision.failure is not None and note.failure is None:
         note = msgspec.structs.replace(note, failure=decision.failure)
+    if is_lost(decision.failure):
+        note = msgspec.structs.replace(note, lost=True)
     match step:
         case Step.PREPARE_TARGET:
             note = msgspec.structs.replace(note, attempt_open=True)
@@ -122,6 +124,7 @@ def observation(
         committed=note.committed,
         returning=bool(status.epoch) and status.target_node == status.source_node,
         returns=note.returns,
+        lost=note.lost,
         failure=note.failure,
     )
 
@@ -149,7 +152,7 @@ def _told(status: Status, note: Handover, step: Step) -> tuple[str, str]:
             return reason, _clip(message)
         case Step.QUEUE:
             return Reason.PENDING, ""
-        case _ if failure is not None:
+        case _ if failure is not None and not note.committed:
             return failure.reason, _clip(f"Going back: {failure.message}")
         case _:
             return Reason.IN_PROGRESS, ""
