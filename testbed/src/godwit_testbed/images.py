@@ -54,6 +54,9 @@ def _write_archive(part: Path, tag: str, layer: bytes, config: dict[str, object]
     image = json.dumps({
         "architecture": machine, "os": "linux", "config": config,
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        # buildah finds no layer of its cache again when an image has layers without history.
+        "created": "2026-01-01T00:00:00Z",
+        "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "godwit testbed"}],
     }).encode()
     oci = "application/vnd.oci.image."
     manifest = json.dumps({
@@ -100,7 +103,7 @@ def base() -> Path:
             "Cmd": ["bash"],
         })
 
-    return build.make(_ARCHIVES / f"base-{root.name}.tar", f"image {BASE_IMAGE}", recipe)
+    return build.make(_ARCHIVES / f"base2-{root.name}.tar", f"image {BASE_IMAGE}", recipe)
 
 
 def system_images() -> dict[str, Path]:
@@ -128,10 +131,10 @@ mkdir -p etc/containers
 [ -e etc/containers/policy.json ] || echo '{"default":[{"type":"insecureAcceptAnything"}]}' \
   > etc/containers/policy.json
 buildah="chroot . buildah --storage-driver overlay"
-if ! $buildah images -q "$base_tag" >/dev/null 2>&1; then
-  $buildah pull -q "oci-archive:/images/$base" >/dev/null
-  id=$($buildah images -q | head -n 1)
+if ! grep -qx "$base" "$WORK/base" 2>/dev/null; then
+  id=$($buildah pull -q "oci-archive:/images/$base")
   $buildah tag "$id" "$base_tag"
+  echo "$base" > "$WORK/base"
 fi
 $buildah bud --isolation chroot --layers --pull-never --ulimit "nofile=$NOFILE:$NOFILE" \
   --ulimit "nproc=$NPROC:$NPROC" -t "$tag" "$@" /context

@@ -712,6 +712,11 @@ class PeerStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Arm = channel.unary_unary(
+                '/godwit.agent.v1.Peer/Arm',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ArmRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ArmResponse.FromString,
+                _registered_method=True)
         self.Restore = channel.unary_unary(
                 '/godwit.agent.v1.Peer/Restore',
                 request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RestoreRequest.SerializeToString,
@@ -737,6 +742,14 @@ class PeerStub:
 class PeerServicer:
     """Served to the other agent of the same migration only.
     """
+
+    def Arm(self, request, context):
+        """Target, before the freeze: the successor waits at its gate; start page
+        daemons, open captures and sockets. May be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Restore(self, request, context):
         """Target: every image and page has been sent; restore, leave stopped, verify.
@@ -768,6 +781,11 @@ class PeerServicer:
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Arm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Arm,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ArmRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ArmResponse.SerializeToString,
+            ),
             'Restore': grpc.unary_unary_rpc_method_handler(
                     servicer.Restore,
                     request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RestoreRequest.FromString,
@@ -799,6 +817,33 @@ def add_PeerServicer_to_server(servicer, server):
 class Peer:
     """Served to the other agent of the same migration only.
     """
+
+    @staticmethod
+    def Arm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Peer/Arm',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.ArmRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.ArmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Restore(request,

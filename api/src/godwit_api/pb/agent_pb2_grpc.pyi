@@ -190,6 +190,10 @@ class PeerStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PeerAsyncStub: ...
+    Arm: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ArmRequest, _agent_pb2.ArmResponse]
+    """Target, before the freeze: the successor waits at its gate; start page
+    daemons, open captures and sockets. May be repeated.
+    """
     Restore: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RestoreRequest, _agent_pb2.RestoreResponse]
     """Target: every image and page has been sent; restore, leave stopped, verify."""
     Run: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RunRequest, _agent_pb2.RunResponse]
@@ -203,6 +207,10 @@ class PeerAsyncStub(PeerStub):
     """Served to the other agent of the same migration only."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Arm: _aio.UnaryUnaryMultiCallable[_agent_pb2.ArmRequest, _agent_pb2.ArmResponse]  # type: ignore[assignment]
+    """Target, before the freeze: the successor waits at its gate; start page
+    daemons, open captures and sockets. May be repeated.
+    """
     Restore: _aio.UnaryUnaryMultiCallable[_agent_pb2.RestoreRequest, _agent_pb2.RestoreResponse]  # type: ignore[assignment]
     """Target: every image and page has been sent; restore, leave stopped, verify."""
     Run: _aio.UnaryUnaryMultiCallable[_agent_pb2.RunRequest, _agent_pb2.RunResponse]  # type: ignore[assignment]
@@ -213,6 +221,16 @@ class PeerAsyncStub(PeerStub):
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     """Served to the other agent of the same migration only."""
+
+    @_abc_1.abstractmethod
+    def Arm(
+        self,
+        request: _agent_pb2.ArmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ArmResponse, _abc.Awaitable[_agent_pb2.ArmResponse]]:
+        """Target, before the freeze: the successor waits at its gate; start page
+        daemons, open captures and sockets. May be repeated.
+        """
 
     @_abc_1.abstractmethod
     def Restore(

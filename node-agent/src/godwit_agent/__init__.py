@@ -1,0 +1,1 @@
+"""Godwit's node agent: moves processes of pods to and from its node."""

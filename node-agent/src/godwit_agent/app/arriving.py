@@ -1,0 +1,205 @@
+"""The pod that arrives: its store, its successor, its restored copy; made of ports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from godwit_agent.app.stopwatch import Stopwatch
+from godwit_agent.hostops.model import Packet, Restored, Slot, SuccessorNetwork
+from godwit_agent.hostops.ports import Host, PodNetwork, TargetStore
+from godwit_api.errors import Aborted, Retryable, Unsafe
+from godwit_api.reasons import Reason
+
+_DRAIN_TIMEOUT_S = 5.0
+
+
+class StoreSink:
+    """``transfer.receiver.Sink``: bytes to the store, packets to whom they concern."""
+
+    def __init__(self, store: TargetStore, packet: Callable[[Packet], None]) -> None:
+        self.pages = store.pages
+        self.zero = store.zero
+        self.image = store.image
+        self.file = store.file
+        self._packet = packet
+
+    def packet(self, at_ns: int, data: memoryview) -> None:
+        self._packet(Packet(at_ns, bytes(data)))
+
+
+class Arriving:
+    """One attempt's hold on the target."""
+
+    def __init__(self, host: Host, migration_uid: str, epoch: int, ip: str) -> None:
+        self._host = host
+        self._uid = migration_uid
+        self._epoch = epoch
+        self._ip = ip
+        self._store: TargetStore | None = None
+        self._successor = ""
+        self._network: PodNetwork | None = None
+        self._armed_ns = self._opened_ns = 0
+        self._restored: dict[str, Restored] = {}
+
+    # store
+
+    def create_store(self, containers: tuple[str, ...], memory_bytes: int) -> None:
+        self._store = self._host.stores.create_target(self._uid, containers, memory_bytes)
+
+    def reopen(self, successor_uid: str) -> None:
+        """After a restart of the agent."""
+        self._store = self._host.stores.open_target(self._uid)
+        self._successor = successor_uid
+
+    def sink(self, packet: Callable[[Packet], None]) -> StoreSink:
+        return StoreSink(self._require_store(), packet)
+
+    # successor
+
+    def expect(self, successor_uid: str) -> None:
+        """The hook knows the successor from now on: it restores, or it does not start."""
+        slots = self._require_store().slots()
+        self._host.hooks.expect(successor_uid, self._uid, self._epoch, self._ip, slots)
+        self._successor = successor_uid
+
+    def await_gate(self, timeout_s: float) -> str | None:
+        """The successor's native address once a restore waits; None when none does in time."""
+
+        def look() -> str | None:
+            network = self._host.hooks.network(self._successor)
+            waiting = network and any(self._waits(slot) for slot in self._slots())
+            return network.native_ip if network and waiting else None
+
+        return self._host.hooks.wait(look, timeout_s)
+
+    def arm(self) -> None:
+        """Does what ``restore`` and ``run`` need and may be slow."""
+        store = self._require_store()
+        store.bind(self._host.pods.find(self._successor))
+        store.start_daemons()
+        self._armed_ns = self._armed_ns or time.time_ns()
+        self._open_network()
+
+    # freeze
+
+    def restore(self, timeout_s: float, watch: Stopwatch) -> int:
+        """All containers, left stopped and checked; the number of their tasks."""
+        deadline = time.monotonic() + timeout_s
+        store = self._require_store()
+        with watch.part("complete"):
+            store.complete()
+        pending = dict(store.slots())
+        while pending:
+            with watch.part("wait_gate"):
+                name = self._next_waiting(pending, deadline, first=not self._restored)
+            if self._restored:
+                store.bind(self._host.pods.find(self._successor))
+            with watch.part(f"criu_{name}"):
+                left = max(deadline - time.monotonic(), 0.01)
+                self._restored[name] = self._host.restores.restore(pending.pop(name), left)
+        return sum(len(restored.pids) for restored in self._restored.values())
+
+    def take_route(self) -> None:
+        self._host.routes.local(self._ip, self._link().host_interface)
+
+    def open_door(self) -> None:
+        self._opened_ns = self._open_network().open_door()
+
+    def resume(self) -> int:
+        """All tasks run; Unix time in ns right before the first did."""
+        if len(self._restored) < len(self._slots()):
+            self._find_restored()
+        return self._host.restores.resume(self._restored.values())
+
+    def held(self) -> tuple[Packet, ...]:
+        """What the closed door here has kept out."""
+        if not self._armed_ns:
+            return ()
+        return self._open_network().held(
+            syn_since_ns=self._armed_ns, since_ns=self._armed_ns, until_ns=self._opened_ns
+        )
+
+    def inject(self, packets: Iterable[Packet]) -> None:
+        self._open_network().inject(sorted(packets, key=lambda packet: packet.at_ns))
+
+    # ends
+
+    def disarm(self) -> None:
+        network, self._network = self._network, None
+        if network:
+            network.close()
+
+    def refuse(self) -> None:
+        """The gate says no, the copy is killed. The expectation stays, aborted: whoever starts
+        this pod now must not start it empty."""
+        self.disarm()
+        for slot in self._slots():
+            self._host.restores.abort(slot)
+        self._restored.clear()
+
+    def forget(self, *, wait_for_pages: bool) -> None:
+        """Removes expectation and store."""
+        store = self._store
+        if store and wait_for_pages and not store.drained(_DRAIN_TIMEOUT_S):
+            message = "pages are still on their way into the process"
+            raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
+        if self._successor:
+            self._host.hooks.unexpect(self._successor)
+        if store:
+            store.destroy()
+        self._store = None
+
+    def holds_copy(self) -> bool:
+        """Whether any restored task exists, also one that an earlier process had made."""
+        return bool(self._restored) or any(self._host.restores.find(s) for s in self._slots())
+
+    def _next_waiting(self, pending: dict[str, Slot], deadline: float, *, first: bool) -> str:
+        if first and len(pending) == 1:
+            return next(iter(pending))  # AwaitGate saw it
+
+        def look() -> str | None:
+            return next((name for name, slot in pending.items() if self._waits(slot)), None)
+
+        name = self._host.hooks.wait(look, max(deadline - time.monotonic(), 0.01))
+        if name is None:
+            message = f"no restore of {', '.join(pending)} came to its gate"
+            raise Aborted(Reason.RESTORE_FAILED, message)
+        return name
+
+    def _waits(self, slot: Slot) -> bool:
+        try:
+            self._host.restores.wait_waiting(slot, 0.0)
+        except Retryable:
+            return False
+        return True
+
+    def _find_restored(self) -> None:
+        """After a restart of the agent."""
+        for slot in self._slots():
+            found = self._host.restores.find(slot)
+            if found is None:
+                raise Unsafe(Reason.RESTORE_FAILED, f"the copy of {slot.container} is gone")
+            self._restored[slot.container] = found
+
+    def _slots(self) -> tuple[Slot, ...]:
+        return tuple(self._store.slots().values()) if self._store else ()
+
+    def _open_network(self) -> PodNetwork:
+        if self._network is None:
+            link = self._link()
+            self._network = self._host.networks.open(
+                link.netns, link.host_interface, link.pod_mac, link.host_mac
+            )
+        return self._network
+
+    def _link(self) -> SuccessorNetwork:
+        link = self._host.hooks.network(self._successor)
+        if link is None:
+            raise Retryable(Reason.WRONG_STEP, "the successor has no network yet")
+        return link
+
+    def _require_store(self) -> TargetStore:
+        if self._store is None:
+            raise Retryable(Reason.WRONG_STEP, "the store of this migration is gone")
+        return self._store

@@ -1,0 +1,249 @@
+"""The pod that leaves: each method is one line of 'The switch', made of ports.
+
+After ``prepare`` the freeze is ``hold_handshakes``, ``freeze``, ``close_door``,
+``dump`` beside ``send_changes``, ``send_images``. At any moment before the
+commit the way back is ``release_dump``, ``thaw``, ``open_door``,
+``replay_here``, ``discard``. All of it may be repeated, and works on a pod
+that this process has found frozen.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from godwit_agent.app.outlet import Outlet
+from godwit_agent.hostops.model import Packet, PodState, RoundStats
+from godwit_agent.hostops.ports import GatedDump, Host, PodNetwork, SourceFiles, SourceMemory
+from godwit_api.errors import GodwitError
+
+_GATE_TIMEOUT_S = 20.0
+_FREEZE_TIMEOUT_S = 2.0
+
+
+class Leaving:
+    """One attempt's hold on the source pod."""
+
+    def __init__(
+        self, host: Host, migration_uid: str, state: PodState, ip: str, own_address: str
+    ) -> None:
+        self._host = host
+        self._uid = migration_uid
+        self.state = state
+        self._ip = ip
+        self._own_address = own_address
+        self._ids = tuple(container.id for container in state.containers)
+        self._memory: SourceMemory | None = None
+        self._files: SourceFiles | None = None
+        self._bootstrap: dict[tuple[str, str], bytes] = {}
+        self._network: PodNetwork | None = None
+        self._dumps: dict[str, GatedDump] = {}
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="changes")
+        self._syn_ns = self._freeze_ns = self._drop_ns = self._lift_ns = 0
+
+    @property
+    def containers(self) -> tuple[str, ...]:
+        return tuple(container.name for container in self.state.containers)
+
+    # copying
+
+    def start_over(self) -> None:
+        """Forgets what has been copied: the next round sends everything."""
+        self._close_copies()
+        self._memory = self._host.copies.memory(self.state)
+        self._files = self._host.copies.files(self.state)
+
+    def copy_round(self, outlet: Outlet, cancelled: threading.Event) -> RoundStats:
+        """One pass over memory and files while the pod runs."""
+        assert self._memory
+        assert self._files
+        memory = self._memory.round(outlet, cancelled.is_set)
+        files = self._files.round(outlet, cancelled.is_set)
+        self._send_bootstrap(outlet)
+        return RoundStats(
+            dirty_bytes=memory.dirty_bytes + files.dirty_bytes,
+            copied_bytes=memory.copied_bytes + files.copied_bytes,
+            duration_us=memory.duration_us + files.duration_us,
+            since_us=memory.since_us,
+            parts_us={**memory.parts_us, **files.parts_us},
+        )
+
+    def _send_bootstrap(self, outlet: Outlet) -> None:
+        assert self._memory
+        for container, name, content in self._memory.bootstrap():
+            if self._bootstrap.get((container, name)) != content:
+                outlet.image(container, name, content)
+                self._bootstrap[container, name] = content
+
+    # guard
+
+    def guard(self, migration_epoch: int, deadline_unix: int) -> None:
+        """Kills are swallowed from now on, and the processes leave the kubelet's cgroups."""
+        ids = (*self._ids, self.state.sandbox.id)
+        self._host.hooks.guard(ids, self._uid, migration_epoch, deadline_unix)
+        for container in self.state.containers:
+            self._host.cgroups.guard(container)
+
+    def lift_guard(self, *, back: bool) -> None:
+        """``back``: the processes return to the kubelet's cgroups first."""
+        if back:
+            for container in self.state.containers:
+                self._host.cgroups.unguard(container)
+        self._host.hooks.unguard((*self._ids, self.state.sandbox.id))
+
+    # before the freeze
+
+    def prepare(self) -> None:
+        """CRIU waits at its gate, the capture runs."""
+        self._open_network()
+        self._host.stores.create_source(self._uid)
+        for container in self.state.containers:
+            self._dumps[container.name] = self._host.dumps.prepare(container, self._uid)
+        for dump in self._dumps.values():
+            dump.wait_waiting(_GATE_TIMEOUT_S)
+        self._workers.submit(int).result()  # its thread exists before the freeze
+
+    def discard(self) -> None:
+        """Undoes ``prepare``; what no longer exists is no error."""
+        for dump in self._dumps.values():
+            dump.kill()
+        self._dumps.clear()
+        network, self._network = self._network, None
+        if network:
+            network.close()
+
+    # the freeze
+
+    def hold_handshakes(self) -> None:
+        assert self._network
+        self._syn_ns = self._network.hold_syns()
+
+    def freeze(self) -> None:
+        self._freeze_ns = self._host.cgroups.freeze(self._ids, _FREEZE_TIMEOUT_S)
+
+    def close_door(self) -> None:
+        assert self._network
+        self._drop_ns = self._network.drop()
+
+    def dump(self, timeout_s: float) -> None:
+        for dump in self._dumps.values():
+            dump.open_gate()
+        for dump in self._dumps.values():
+            dump.wait_dumped(timeout_s)
+
+    def send_changes(self, outlet: Outlet) -> RoundStats:
+        """Pages and files written since the last round; runs beside ``dump``."""
+        assert self._memory
+        assert self._files
+        files = self._workers.submit(self._files.final, outlet)
+        try:
+            memory = self._memory.final(outlet)
+        finally:
+            failure = files.exception()
+        if failure:
+            raise failure
+        return memory
+
+    def send_images(self, outlet: Outlet) -> None:
+        for container, dump in self._dumps.items():
+            for name, content in dump.images():
+                outlet.image(container, name, content)
+
+    def packets(self) -> tuple[Packet, ...]:
+        """What arrived since the freeze and has not been handed out yet."""
+        if self._network is None:
+            return ()
+        found = self._network.held(syn_since_ns=self._syn_ns, since_ns=self._freeze_ns)
+        if found:
+            self._syn_ns = self._freeze_ns = max(packet.at_ns for packet in found) + 1
+        return found
+
+    # the way back
+
+    def release_dump(self) -> None:
+        """CRIU lets go; sockets leave repair mode."""
+        if self._dumps:
+            failures = [error for dump in self._dumps.values() if (error := _try(dump.reject))]
+            if failures:
+                raise failures[0]
+            self._dumps.clear()
+            return
+        for container in self.state.containers:
+            self._host.dumps.recover(container, self._uid)
+
+    def thaw(self) -> None:
+        self._host.cgroups.thaw(self._ids)
+
+    def open_door(self) -> None:
+        if self._network:
+            self._lift_ns = self._network.lift()
+        else:
+            self._host.networks.reset(self.state.sandbox.netns)
+
+    def replay_here(self) -> None:
+        if self._network and self._drop_ns:
+            held = self._network.held(
+                syn_since_ns=self._syn_ns, since_ns=self._drop_ns, until_ns=self._lift_ns
+            )
+            self._network.inject(held)
+
+    # after the commit
+
+    def give_away(self, node_address: str) -> None:
+        """Not when the target is this node: there the copy's own route takes over."""
+        if node_address != self._own_address:
+            self._host.routes.via(self._ip, node_address)
+
+    def hold_address(self) -> None:
+        """Only where the address comes from: elsewhere this node's IPAM never had it."""
+        pools = self._host.probe.facts().ip_pools
+        address = ipaddress.ip_address(self._ip)
+        if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
+            self._host.addresses.hold(self._ip, self.state.uid)
+
+    def kill(self) -> None:
+        """Ends the frozen tree behind its closed door, and CRIU with it."""
+        for container in self.state.containers:
+            dump = self._dumps.get(container.name)
+            if dump:
+                dump.finish()
+            else:
+                self._host.dumps.reap(container, self._uid)
+        self._host.cgroups.kill(self._ids)
+        self._dumps.clear()
+
+    def clean(self) -> None:
+        """Images of a dump that nobody needs any more."""
+        self._host.stores.destroy_source(self._uid)
+
+    def close(self) -> None:
+        """Leaves nothing in the processes, keeps no thread."""
+        self._close_copies()
+        self._workers.shutdown(wait=False)
+
+    def _close_copies(self) -> None:
+        memory, self._memory = self._memory, None
+        files, self._files = self._files, None
+        self._bootstrap.clear()
+        if memory:
+            memory.close()
+        if files:
+            files.close()
+
+    def _open_network(self) -> None:
+        link = self.state.link
+        assert link, "CheckSource refuses a pod without an interface"
+        if self._network is None:
+            self._network = self._host.networks.open(
+                self.state.sandbox.netns, link.host_interface, link.pod_mac, link.host_mac
+            )
+
+
+def _try(step: Callable[[], None]) -> Exception | None:
+    try:
+        step()
+    except (GodwitError, OSError) as error:
+        return error
+    return None

@@ -1,0 +1,121 @@
+"""What a call names, decoded and checked (see ``server/decode.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from godwit_api.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One attempt of one migration."""
+
+    uid: str
+    epoch: int
+    namespace: str
+    name: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"uid": self.uid, "epoch": self.epoch, "ns": self.namespace, "name": self.name}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Migration:
+        return cls(value["uid"], value["epoch"], value["ns"], value["name"])
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A Pod object and the address that moves with it."""
+
+    namespace: str
+    name: str
+    uid: str
+    ip: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ns": self.namespace, "name": self.name, "uid": self.uid, "ip": self.ip}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Pod:
+        return cls(value["ns"], value["name"], value["uid"], value["ip"])
+
+
+@dataclass(frozen=True, slots=True)
+class PeerNode:
+    """Another agent."""
+
+    name: str
+    address: str
+    control_port: int
+    transfer_port: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "address": self.address,
+            "control_port": self.control_port,
+            "transfer_port": self.transfer_port,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PeerNode:
+        return cls(value["name"], value["address"], value["control_port"], value["transfer_port"])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a switch ended; journalled, so that a repeated call hears the same."""
+
+    committed: bool
+    reason: Reason | None = None
+    message: str = ""
+    freeze_us: int = 0
+    transferred_bytes: int = 0
+    timings_us: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "committed": self.committed,
+            "reason": self.reason.value if self.reason else None,
+            "message": self.message,
+            "freeze_us": self.freeze_us,
+            "transferred_bytes": self.transferred_bytes,
+            "timings_us": dict(self.timings_us),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Outcome:
+        return cls(
+            value["committed"],
+            Reason(value["reason"]) if value["reason"] else None,
+            value["message"],
+            value["freeze_us"],
+            value["transferred_bytes"],
+            value["timings_us"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MovedAddress:
+    """Where a moved address is now."""
+
+    ip: str
+    node_address: str
+    node: str
+    pod_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class CopyProgress:
+    """State of a copy, for the operator."""
+
+    round: int
+    transferred_bytes: int
+    remaining_bytes: int
+    dirty_bytes_per_s: int
+    bandwidth_bytes_per_s: int
+    predicted_freeze_ms: int
+    converged: bool

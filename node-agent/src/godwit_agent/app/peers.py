@@ -1,0 +1,125 @@
+"""Calls to the other agent of a migration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import grpc
+
+from godwit_agent.app.model import Migration, PeerNode
+from godwit_api.errors import Retryable
+from godwit_api.pb import agent_pb2 as pb
+from godwit_api.pb import agent_pb2_grpc
+from godwit_api.reasons import Reason
+from godwit_api.wire import error_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The target holds a complete, stopped, verified copy."""
+
+    processes: int
+    timings_us: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The copy runs."""
+
+    resumed_unix_ns: int
+    timings_us: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the source has decided; neither of both means: not yet."""
+
+    committed: bool
+    aborted: bool
+
+
+class Peer(Protocol):
+    """The other agent. Every method raises a ``GodwitError``, whatever went wrong."""
+
+    def warm(self, timeout_s: float) -> None:
+        """Connects now, so that the first call does not pay for it."""
+
+    def arm(self, migration: Migration, timeout_s: float) -> None: ...
+    def restore(self, migration: Migration, timeout_s: float) -> Restored: ...
+    def run(self, migration: Migration, timeout_s: float) -> Ran: ...
+    def abort_restore(self, migration: Migration, timeout_s: float) -> None: ...
+    def committed(self, migration: Migration, timeout_s: float) -> Decision: ...
+    def close(self) -> None: ...
+
+
+PeerFactory = Callable[[PeerNode], Peer]
+
+
+class GrpcPeer:
+    """``Peer`` over a channel of its own."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._stub = agent_pb2_grpc.PeerStub(channel)
+
+    def warm(self, timeout_s: float) -> None:
+        """Connects; ``arm`` then is the first call that goes the whole way."""
+        ready = grpc.channel_ready_future(self._channel)
+        try:
+            ready.result(timeout=timeout_s)
+        except grpc.FutureTimeoutError:
+            ready.cancel()
+            message = f"no connection to the other agent within {timeout_s:.0f} s"
+            raise Retryable(Reason.AGENT_UNREACHABLE, message) from None
+
+    def arm(self, migration: Migration, timeout_s: float) -> None:
+        request = pb.ArmRequest(migration=_ref(migration))
+        _call(lambda: self._stub.Arm(request, timeout=timeout_s))
+
+    def restore(self, migration: Migration, timeout_s: float) -> Restored:
+        request = pb.RestoreRequest(migration=_ref(migration))
+        response = _call(lambda: self._stub.Restore(request, timeout=timeout_s))
+        return Restored(response.processes, dict(response.timings_us))
+
+    def run(self, migration: Migration, timeout_s: float) -> Ran:
+        request = pb.RunRequest(migration=_ref(migration))
+        response = _call(lambda: self._stub.Run(request, timeout=timeout_s))
+        return Ran(response.resumed_unix_ns, dict(response.timings_us))
+
+    def abort_restore(self, migration: Migration, timeout_s: float) -> None:
+        request = pb.AbortRestoreRequest(migration=_ref(migration))
+        _call(lambda: self._stub.AbortRestore(request, timeout=timeout_s))
+
+    def committed(self, migration: Migration, timeout_s: float) -> Decision:
+        request = pb.CommittedRequest(migration=_ref(migration))
+        response = _call(lambda: self._stub.Committed(request, timeout=timeout_s))
+        return Decision(response.committed, response.aborted)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _call(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except grpc.RpcError as error:
+        raise error_of(error) from error
+
+
+def _ref(migration: Migration) -> pb.MigrationRef:
+    return pb.MigrationRef(
+        uid=migration.uid,
+        epoch=migration.epoch,
+        namespace=migration.namespace,
+        name=migration.name,
+    )
+
+
+def until(deadline: float) -> float:
+    """Seconds left until a ``time.monotonic()`` deadline, at least a little."""
+    return max(deadline - time.monotonic(), 0.05)

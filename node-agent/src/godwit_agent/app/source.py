@@ -1,0 +1,274 @@
+"""Source side of a migration: what the operator asks of the node that the pod leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from godwit_agent import log
+from godwit_agent.app import forward
+from godwit_agent.app.copying import Copier, predicted_freeze_ms
+from godwit_agent.app.epochs import refuse_stale
+from godwit_agent.app.guarding import Guards
+from godwit_agent.app.journal import JournalStore, Key, Role, Step
+from godwit_agent.app.model import CopyProgress, Migration, Outcome, PeerNode, Pod
+from godwit_agent.app.peers import Decision, PeerFactory
+from godwit_agent.app.sessions import SourceSession
+from godwit_agent.app.source_sessions import SourceSessions
+from godwit_agent.app.switching import Switcher
+from godwit_agent.hostops.model import Inspection, Obstacle, PodState
+from godwit_agent.hostops.ports import Host
+from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
+from godwit_api.reasons import Reason
+
+
+class Source:
+    """One object for all migrations that leave this node."""
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        journals: JournalStore,
+        guards: Guards,
+        copier: Copier,
+        peers: PeerFactory,
+        own_address: str,
+        default_freeze_timeout_ms: int,
+    ) -> None:
+        self._host = host
+        self._journals = journals
+        self._guards = guards
+        self._copier = copier
+        self._peers = peers
+        self._default_timeout_ms = default_freeze_timeout_ms
+        self._sessions = SourceSessions(host, journals, own_address)
+        self.stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Ends streams and trackers; what is frozen, guarded or committed stays so."""
+        self.stopping.set()
+        self._sessions.close()
+
+    def check(self, migration: Migration, pod: Pod) -> Inspection:
+        """All obstacles at once; touches nothing."""
+        refuse_stale(self._journals, migration.uid, migration.epoch)
+        try:
+            state = self._host.pods.find(pod.uid)
+        except Rejected as error:
+            return Inspection((Obstacle(error.reason, error.message),), ())
+        found = self._host.inspector.inspect(state)
+        here = state.link.addresses if state.link else ()
+        if pod.ip not in {address.partition("/")[0] for address in here}:
+            message = f"pod {pod.name} does not have the address {pod.ip} here"
+            strange = Obstacle(Reason.NETWORK_NOT_ROUTED, message)
+            return Inspection((*found.obstacles, strange), found.containers)
+        return found
+
+    def copy(
+        self,
+        migration: Migration,
+        pod: Pod,
+        target: PeerNode,
+        *,
+        freeze_budget_ms: int,
+        bandwidth_limit: int,
+        deadline: float,
+        active: Callable[[], bool],
+    ) -> Iterator[CopyProgress]:
+        """Copies until what is left is small; the pod runs and is not touched."""
+        session = self._sessions.of_call(migration, pod, target)
+        with session.busy("Copy", deadline):
+            _require_undecided(session)
+            session.journal.append(Step.COPYING)
+            yield from self._copier.run(
+                session,
+                budget_ms=freeze_budget_ms,
+                limit=bandwidth_limit,
+                deadline=deadline,
+                active=active,
+            )
+            session.journal.append(Step.COPIED)
+            log.info("copied", **_keys(session), bandwidth=session.bandwidth)
+
+    def guard(self, migration: Migration, pod: Pod) -> None:
+        """From now on nobody but us ends these processes."""
+        session = self._sessions.of_call(migration, pod, None)
+        with session.busy("Guard"):
+            _require_undecided(session)
+            _require_same(session, self._host.pods.find(pod.uid))
+            if not session.journal.has(Step.GUARDING):
+                session.journal.append(Step.GUARDING)
+            self._guards.guard(session)
+            if not session.journal.has(Step.GUARDED):
+                session.journal.append(Step.GUARDED)
+                log.info("guarded", **_keys(session), pod=pod.name)
+
+    def switch(
+        self,
+        migration: Migration,
+        pod: Pod,
+        target: PeerNode,
+        *,
+        budget_ms: int,
+        timeout_ms: int,
+        deadline: float,
+    ) -> Outcome:
+        """Moves the processes. A repeated call waits for the first one and answers the same."""
+        session = self._sessions.of_call(migration, pod, target)
+        with session.busy("Switch", deadline - 1.0):
+            known = self.outcome(session.journal.key)
+            if known is not None:
+                return known
+            if session.journal.has(Step.COMMITTED):
+                return self._still_forward(session, deadline)
+            if session.undecidable:
+                message = "a commit record could not be written nor taken back; see the log"
+                raise Unsafe(Reason.INTERNAL, message)
+            _require_undecided(session)
+            switcher = Switcher(session, target, self._peers(target))
+            if session.journal.has(Step.SWITCHING):
+                return switcher.roll_back(Aborted(Reason.INTERNAL, "an earlier rollback failed"))
+            if not session.journal.has(Step.GUARDED):
+                raise Rejected(Reason.WRONG_STEP, "the source is not guarded")
+            self._copier.once_more(session)
+            predicted = predicted_freeze_ms(session.dirty_bytes, session.bandwidth)
+            if budget_ms and predicted > budget_ms:
+                message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
+                return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
+            timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
+            return switcher.switch(timeout_s) or self._still_forward(session, deadline)
+
+    def finish(self, migration: Migration, pod: Pod) -> None:
+        """After the commit: kills what is left, lifts the guard. The kubelet does the rest."""
+        key = Key(migration.uid, migration.epoch, Role.SOURCE)
+        journal = self._journals.get(key)
+        if journal is None or journal.last is Step.FINISHED:
+            return
+        session = self._sessions.of_call(migration, pod, None)
+        with session.busy("FinishSource"):
+            if not session.journal.has(Step.RUNNING):
+                message = "the target has not said that its copy runs"
+                raise Retryable(Reason.WRONG_STEP, message, delay_seconds=2.0)
+            session.processes.hold_address()
+            session.processes.kill()
+            session.processes.discard()
+            self._guards.lift(session.processes, back=False)
+            session.processes.clean()
+            session.journal.append(Step.FINISHED)
+            self._sessions.end_all(migration.uid)
+            self._sessions.drop(session)
+            log.info("source finished", **_keys(session))
+
+    def abort(self, migration: Migration, pod: Pod, *, lift_guard: bool) -> None:
+        """Gives this attempt up, before the commit only."""
+        refuse_stale(self._journals, migration.uid, migration.epoch)
+        key = Key(migration.uid, migration.epoch, Role.SOURCE)
+        journal = self._journals.get(key)
+        attempts = [k for k in self._journals.attempts(migration.uid) if k.role is Role.SOURCE]
+        if not attempts or (not lift_guard and (journal is None or journal.terminal)):
+            return
+        session = self._sessions.of_call(migration, pod, None)
+        if session.journal.has(Step.COMMITTED):
+            raise Rejected(Reason.WRONG_STEP, "this migration has committed")
+        session.cancelled.set()
+        if session.outlet:
+            session.outlet.abort()
+        with session.busy("AbortSource", time.monotonic() + 20):
+            if session.journal.has(Step.COMMITTED):
+                raise Rejected(Reason.WRONG_STEP, "this migration has committed")
+            session.close_outlet()
+            session.processes.clean()
+            if lift_guard:
+                self._guards.lift(session.processes, back=True)
+                self._sessions.end_all(migration.uid)
+            elif session.journal.last is not Step.PARKED:
+                session.journal.append(Step.PARKED)
+            self._sessions.drop(session)
+            log.info("source aborted", **_keys(session), guard_lifted=lift_guard)
+
+    def decision(self, migration: Migration, node: str) -> Decision:
+        """For a target that holds a stopped copy and has heard nothing."""
+        journal = self._journals.get(Key(migration.uid, migration.epoch, Role.SOURCE))
+        if journal is None:
+            raise Rejected(Reason.UNKNOWN_MIGRATION, f"migration {migration.uid} is not known here")
+        peer = journal.find(Step.OPENED)
+        if peer is None or (peer.data.get("peer") or {}).get("name") != node:
+            raise Rejected(Reason.WRONG_PEER, f"{node} is not the target of this migration")
+        committed = journal.has(Step.COMMITTED)
+        over = (Step.THAWED, Step.PARKED, Step.ABORTED)
+        return Decision(committed, not committed and journal.find(*over) is not None)
+
+    def outcome(self, key: Key) -> Outcome | None:
+        """How the switch of this attempt ended, once it has."""
+        journal = self._journals.get(key)
+        record = journal.find(Step.RUNNING, Step.THAWED) if journal else None
+        return Outcome.from_json(record.data["outcome"]) if record else None
+
+    def resume_session(self, key: Key) -> SourceSession | None:
+        """After a restart: what the journal knows, attached to the pod again."""
+        return self._sessions.of_journal(key)
+
+    def roll_back(self, session: SourceSession, why: GodwitError) -> None:
+        """After a restart in the middle of a switch."""
+        if session.peer is None:
+            raise Unsafe(Reason.INTERNAL, f"{session.journal.key}: switched without a target")
+        peer = self._peers(session.peer)
+        try:
+            Switcher(session, session.peer, peer).roll_back(why)
+        finally:
+            peer.close()
+
+    def go_on(self, session: SourceSession) -> None:
+        """In the background: run the target, then end the source."""
+        if session.forwarding is None or not session.forwarding.is_alive():
+            session.forwarding = threading.Thread(
+                target=self._go_on, args=(session,), name="forward", daemon=True
+            )
+            session.forwarding.start()
+
+    def _go_on(self, session: SourceSession) -> None:
+        if session.peer is None:
+            raise Unsafe(Reason.INTERNAL, f"{session.journal.key}: committed without a target")
+        peer = self._peers(session.peer)
+        try:
+            ran = forward.run_until_told(session, peer, self.stopping)
+            if ran is None:
+                return
+            record = session.journal.find(Step.COMMITTED)
+            frozen_at = record.data["frozen_at_ns"] if record else ran.resumed_unix_ns
+            sent = session.outlet.bytes_sent if session.outlet else 0
+            outcome = forward.outcome_of(ran, sent, session.parts_us, frozen_at_ns=frozen_at)
+            forward.settle(session, outcome)
+        finally:
+            peer.close()
+
+    def _still_forward(self, session: SourceSession, deadline: float) -> Outcome:
+        self.go_on(session)
+        if session.forwarding:
+            session.forwarding.join(max(deadline - time.monotonic() - 1.0, 0.1))
+        known = self.outcome(session.journal.key)
+        if known is None and isinstance(session.trouble, Unsafe):
+            raise session.trouble
+        if known is None:
+            message = "committed; the target does not answer, the source stays frozen"
+            raise Retryable(Reason.AGENT_UNREACHABLE, message, delay_seconds=2.0)
+        return known
+
+
+def _require_undecided(session: SourceSession) -> None:
+    last = session.journal.find(Step.COMMITTED, Step.THAWED, Step.ABORTED, Step.PARKED)
+    if last is not None:
+        raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({last.step})")
+
+
+def _require_same(session: SourceSession, now: PodState) -> None:
+    """A container that was restarted since the copy began is not what was copied."""
+    before = {container.id for container in session.processes.state.containers}
+    if before != {container.id for container in now.containers}:
+        raise Aborted(Reason.SOURCE_EXITED, "a container of the pod was restarted meanwhile")
+
+
+def _keys(session: SourceSession) -> dict[str, object]:
+    return {"uid": session.migration.uid, "epoch": session.migration.epoch}

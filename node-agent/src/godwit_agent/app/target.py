@@ -1,0 +1,308 @@
+"""Target side of a migration: what the operator and the source ask of the arriving node.
+
+The successor's expectation (``expect/<pod uid>``) stays until ``FinishTarget``
+or ``AbortTarget``; the operator calls the latter only after it has deleted
+the successor's Pod object. In between it may be marked aborted: then the hook
+refuses to start the pod, which must not run empty beside its source.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from godwit_agent import log
+from godwit_agent.app import fitness
+from godwit_agent.app.arriving import Arriving, StoreSink
+from godwit_agent.app.asking import Asking, require_not_committed
+from godwit_agent.app.epochs import known, refuse_stale
+from godwit_agent.app.journal import JournalStore, Key, Role, Step
+from godwit_agent.app.model import Migration, PeerNode, Pod
+from godwit_agent.app.peers import PeerFactory, Ran, Restored
+from godwit_agent.app.sessions import TargetSession
+from godwit_agent.app.stopwatch import Stopwatch
+from godwit_agent.hostops.model import NodeFacts, Obstacle
+from godwit_agent.hostops.ports import Host
+from godwit_api.errors import Rejected, Retryable, Unsafe
+from godwit_api.reasons import Reason
+
+_SILENCE_S = 5.0
+_GATE_STEP_S = 1.0
+
+
+class Target:
+    """One object for all migrations that come to this node."""
+
+    def __init__(self, *, host: Host, journals: JournalStore, peers: PeerFactory) -> None:
+        self._host = host
+        self._journals = journals
+        self._peers = peers
+        self._sessions: dict[tuple[str, int], TargetSession] = {}
+        self._lock = threading.Lock()
+        self.stopping = threading.Event()
+
+    def check(self, migration: Migration, source: PeerNode, facts: NodeFacts) -> list[Obstacle]:
+        """All obstacles at once; touches nothing."""
+        refuse_stale(self._journals, migration.uid, migration.epoch)
+        return list(fitness.obstacles(source.name, facts, self._host.probe.facts()))
+
+    def prepare(
+        self,
+        migration: Migration,
+        pod: Pod,
+        source: PeerNode,
+        containers: tuple[str, ...],
+        *,
+        memory_bytes: int,
+    ) -> None:
+        """Makes the store that the stream fills. A repeated call keeps what has come."""
+        with self._lock:
+            refuse_stale(self._journals, migration.uid, migration.epoch)
+            existing = self._sessions.get((migration.uid, migration.epoch))
+            if existing:
+                if existing.containers != containers or existing.source != source:
+                    raise Rejected(Reason.MALFORMED, "this attempt was prepared differently")
+                return
+            self._require_no_other(migration)
+            key = Key(migration.uid, migration.epoch, Role.TARGET)
+            former = self._journals.get(key)
+            if former and former.records:
+                raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({former.last})")
+            arriving = Arriving(self._host, migration.uid, migration.epoch, pod.ip)
+            arriving.create_store(containers, memory_bytes)
+            journal = self._journals.open(key)
+            journal.append(
+                Step.OPENED,
+                {
+                    "migration": migration.to_json(),
+                    "pod": pod.to_json(),
+                    "source": source.to_json(),
+                    "containers": list(containers),
+                },
+            )
+            session = TargetSession(migration, source, containers, journal, arriving)
+            self._sessions[migration.uid, migration.epoch] = session
+        log.info("target prepared", **_keys(session), source=source.name)
+
+    def admit(self, uid: str, epoch: int, containers: tuple[str, ...], node: str) -> StoreSink:
+        """The stream's question: may ``node`` fill the store of this migration?"""
+        session = self._session(uid, epoch)
+        session.require_source(node)
+        if containers != session.containers:
+            raise Rejected(Reason.MALFORMED, "the source names other containers")
+        if session.journal.find(Step.RESUMED, Step.REFUSED, Step.ABORTED, Step.FINISHED):
+            raise Rejected(Reason.WRONG_STEP, "this attempt is over")
+        return session.pod.sink(session.packet)
+
+    def expect(self, migration: Migration, successor: Pod) -> None:
+        """From now on this pod restores or does not start."""
+        session = self._session(migration.uid, migration.epoch, current=True)
+        with session.busy("ExpectPod"):
+            record = session.journal.find(Step.EXPECTED)
+            if record and record.data["pod"]["uid"] != successor.uid:
+                raise Rejected(Reason.WRONG_STEP, "another successor is expected already")
+            _require_open(session)
+            if record is None:
+                session.journal.append(Step.EXPECTED, {"pod": successor.to_json()})
+            session.pod.expect(successor.uid)
+            log.info("successor expected", **_keys(session), pod=successor.name)
+
+    def await_gate(self, migration: Migration, deadline: float, active: Callable[[], bool]) -> str:
+        """The successor's native address once its first restore waits at the gate."""
+        session = self._session(migration.uid, migration.epoch, current=True)
+        if not session.journal.has(Step.EXPECTED):
+            raise Rejected(Reason.WRONG_STEP, "no successor is expected yet")
+        while active() and time.monotonic() < deadline - 0.2:
+            _require_open(session)
+            native = session.pod.await_gate(min(_GATE_STEP_S, deadline - time.monotonic()))
+            if native is not None:
+                return native
+        raise Retryable(Reason.TIMED_OUT, "the successor has not come to its gate yet")
+
+    def arm(self, migration: Migration, node: str) -> None:
+        """Before the freeze: everything that need not be inside it."""
+        session = self._session(migration.uid, migration.epoch, current=True)
+        session.require_source(node)
+        with session.busy("Arm"):
+            _require_open(session)
+            if session.pod.await_gate(0.0) is None:
+                raise Retryable(Reason.WRONG_STEP, "the successor does not wait at its gate")
+            if not session.journal.has(Step.ARMED):
+                session.journal.append(Step.ARMED)
+            session.pod.arm()
+            log.info("armed", **_keys(session))
+
+    def restore(self, migration: Migration, node: str, deadline: float) -> Restored:
+        """Inside the freeze: a complete, stopped, verified copy, or an error."""
+        watch = Stopwatch()
+        session = self._session(migration.uid, migration.epoch, current=True)
+        session.require_source(node)
+        with session.busy("Restore", deadline):
+            _require_open(session)
+            if session.journal.last is not Step.ARMED:
+                raise Rejected(Reason.WRONG_STEP, "the target is not armed")
+            if not session.stopped:
+                left = max(deadline - time.monotonic(), 0.01)
+                self._start_asking(session, left + _SILENCE_S)
+                session.stopped = session.pod.restore(left, watch)
+            return Restored(session.stopped, watch.parts_us)
+
+    def run(self, migration: Migration, node: str) -> Ran:
+        """The source has committed: route, door, resume, replay. Never refused as stale."""
+        session = self._session(migration.uid, migration.epoch)
+        session.require_source(node)
+        return self._run(session)
+
+    def abort_restore(self, migration: Migration, node: str) -> None:
+        """The source runs on: the copy goes, the expectation stays, aborted."""
+        session = self._session(migration.uid, migration.epoch)
+        session.require_source(node)
+        self._refuse(session)
+
+    def abort(self, migration: Migration) -> None:
+        """The successor's Pod object is gone: nothing of this attempt stays.
+
+        Served for a lower epoch, too: it touches nothing but that epoch's own.
+        """
+        self._end(migration, Step.ABORTED)
+
+    def finish(self, migration: Migration) -> None:
+        """The copy has run for a while: images and expectation go."""
+        self._end(migration, Step.FINISHED)
+
+    def resume_session(self, key: Key) -> TargetSession | None:
+        """After a restart: what the journal knows."""
+        journal = self._journals.open(key)
+        record = journal.find(Step.OPENED)
+        if record is None:
+            return None
+        migration = Migration.from_json(record.data["migration"])
+        arriving = Arriving(self._host, key.uid, key.epoch, record.data["pod"]["ip"])
+        expected = journal.find(Step.EXPECTED)
+        arriving.reopen(expected.data["pod"]["uid"] if expected else "")
+        session = TargetSession(
+            migration,
+            PeerNode.from_json(record.data["source"]),
+            tuple(record.data["containers"]),
+            journal,
+            arriving,
+        )
+        with self._lock:
+            return self._sessions.setdefault((key.uid, key.epoch), session)
+
+    def recover(self, session: TargetSession) -> None:
+        """A copy may be here, or not: the source decides, or what has been decided goes on."""
+        if session.journal.has(Step.RESUMED):
+            self._run(session, again=True)
+        elif session.journal.last is Step.ARMED:
+            self._start_asking(session, 0.0)
+        elif not session.journal.terminal:
+            self._refuse(session)  # what was in the store is of no use without the process
+
+    def _run(self, session: TargetSession, *, again: bool = False) -> Ran:
+        watch = Stopwatch()
+        with session.busy("Run", time.monotonic() + 5):
+            record = session.journal.find(Step.RESUMED)
+            if record and not again:
+                return Ran(record.data["resumed_unix_ns"], record.data["timings_us"])
+            if session.journal.find(Step.REFUSED, Step.ABORTED):
+                raise Unsafe(Reason.RESTORE_FAILED, "the copy is gone")
+            pod = session.pod
+            with watch.part("route"):
+                pod.take_route()
+            with watch.part("door"):
+                pod.open_door()
+            with watch.part("resume"):
+                resumed_ns = pod.resume()
+            with watch.part("after_resume"):
+                if not record:
+                    self._replay(session, watch)
+                    data = {"resumed_unix_ns": resumed_ns, "timings_us": dict(watch.parts_us)}
+                    session.journal.append(Step.RESUMED, data)
+                log.info("running", **_keys(session), **watch.parts_us)
+            return Ran(resumed_ns, watch.parts_us)
+
+    def _replay(self, session: TargetSession, watch: Stopwatch) -> None:
+        """Held packets are wanted, not needed: a failure here is not the process's."""
+        with session.packets_lock:
+            packets, session.packets = session.packets, []
+            session.resumed = True
+        try:
+            with watch.part("replay"):
+                session.pod.inject([*packets, *session.pod.held()])
+        except (OSError, Retryable) as error:
+            log.warning("held packets were not replayed", **_keys(session), error=error)
+
+    def _refuse(self, session: TargetSession) -> None:
+        with session.busy("AbortRestore", time.monotonic() + 20):
+            if session.journal.has(Step.RESUMED):
+                raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
+            session.pod.refuse()
+            session.stopped = 0
+            if not session.journal.has(Step.REFUSED):
+                session.journal.append(Step.REFUSED)
+                log.info("copy refused", **_keys(session))
+
+    def _end(self, migration: Migration, step: Step) -> None:
+        journal = self._journals.get(Key(migration.uid, migration.epoch, Role.TARGET))
+        if journal is None or journal.terminal:
+            return
+        session = self._session(migration.uid, migration.epoch)
+        with session.busy(step, time.monotonic() + 20):
+            runs = session.journal.has(Step.RESUMED)
+            if step is Step.ABORTED and runs:
+                raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
+            if step is Step.ABORTED and session.pod.holds_copy():
+                require_not_committed(session, self._peers)
+            if step is Step.FINISHED and not runs:
+                raise Rejected(Reason.WRONG_STEP, "the copy does not run")
+            if not runs:
+                session.pod.refuse()
+            session.pod.disarm()
+            session.pod.forget(wait_for_pages=runs)
+            session.journal.append(step)
+            if migration.uid not in self._journals.live():  # else this node is its source, too
+                self._host.stores.destroy(migration.uid)
+        with self._lock:
+            self._sessions.pop((migration.uid, migration.epoch), None)
+        log.info("target over", **_keys(session), step=step)
+
+    def _start_asking(self, session: TargetSession, silence_s: float) -> None:
+        asking = Asking(
+            session,
+            self._peers,
+            self.stopping,
+            run=lambda: self._run(session),
+            refuse=lambda: self._refuse(session),
+        )
+        asking.start(silence_s)
+
+    def _session(self, uid: str, epoch: int, *, current: bool = False) -> TargetSession:
+        if current:
+            refuse_stale(self._journals, uid, epoch)
+        key = known(self._journals, uid, epoch, Role.TARGET)
+        with self._lock:
+            session = self._sessions.get((uid, epoch))
+        if session is None:
+            session = self.resume_session(key)
+        if session is None:
+            raise Rejected(Reason.UNKNOWN_MIGRATION, f"{key} has an empty journal")
+        return session
+
+    def _require_no_other(self, migration: Migration) -> None:
+        """The store belongs to the migration: an earlier attempt here must be over."""
+        for key in self._journals.attempts(migration.uid):
+            if key.role is Role.TARGET and not self._journals.open(key).terminal:
+                message = f"epoch {key.epoch} of this migration is not over here: AbortTarget first"
+                raise Rejected(Reason.WRONG_STEP, message)
+
+
+def _require_open(session: TargetSession) -> None:
+    last = session.journal.find(Step.RESUMED, Step.REFUSED, Step.ABORTED, Step.FINISHED)
+    if last is not None:
+        raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({last.step})")
+
+
+def _keys(session: TargetSession) -> dict[str, object]:
+    return {"uid": session.migration.uid, "epoch": session.migration.epoch}

@@ -1,0 +1,1 @@
+"""The only package that touches kernel, runtime and CRIU; ``ports`` says what it offers."""

@@ -1,0 +1,211 @@
+"""Memory of a pod's processes, read from outside (``SourceMemory``).
+
+Private anonymous memory only: the rest CRIU dumps itself. A pass lists the
+processes of each container anew, so children that appear are added and others
+forgotten; nothing but the trackers lives from pass to pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from godwit_agent.hostops import procs, tracking
+from godwit_agent.hostops.model import Container, PodState, RoundStats, Tracking
+from godwit_agent.hostops.pagescan import Scanner
+from godwit_agent.hostops.ports import CopySink
+from godwit_agent.hostops.tracking import Tracker
+from godwit_agent.memory import tree
+from godwit_agent.memory.pageset import PAGE
+from godwit_api.errors import Aborted, Retryable
+from godwit_api.reasons import Reason
+
+BOOTSTRAP_TREE = "bootstrap-pstree.img"
+BOOTSTRAP_INVENTORY = "bootstrap-inventory.img"
+
+_BUFFER_BYTES = 2 << 20
+_WORDS_PER_PAGE = PAGE // 8
+_ZERO_PAGE = bytes(PAGE)
+
+
+@dataclass(slots=True)
+class _Totals:
+    dirty: int = 0
+    copied: int = 0
+    scan_ns: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """A process with the tracker made for it; ``started`` tells it from a later one."""
+
+    started: int
+    tracker: Tracker
+
+
+class HostSourceMemory:
+    """The real ``SourceMemory``."""
+
+    def __init__(self, pod: PodState, kind: Tracking) -> None:
+        self._containers = tuple(one for one in pod.containers if one.init_pid)
+        self._kind = kind
+        self._scanner = Scanner()
+        self._tracked: dict[int, _Tracked] = {}
+        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)
+        self._buffer.write(bytes(_BUFFER_BYTES))
+        self._view = memoryview(self._buffer)
+        self._previous_ns = 0
+
+    def bootstrap(self) -> Iterable[tuple[str, str, bytes]]:
+        for container in self._containers:
+            processes = procs.processes(container.init_pid)
+            yield container.name, BOOTSTRAP_TREE, tree.encode(processes)
+            yield container.name, BOOTSTRAP_INVENTORY, tree.inventory()
+
+    def round(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
+        try:
+            return self._pass(sink, cancelled, last=False)
+        except OSError as error:
+            raise Retryable(Reason.COPY_FAILED, f"memory cannot be read: {error}") from error
+
+    def final(self, sink: CopySink) -> RoundStats:
+        try:
+            return self._pass(sink, lambda: False, last=True)
+        except OSError as error:
+            raise Aborted(Reason.COPY_FAILED, f"memory cannot be read: {error}") from error
+
+    def close(self) -> None:
+        for tracked in self._tracked.values():
+            tracked.tracker.close()
+        self._tracked.clear()
+
+    def _pass(self, sink: CopySink, cancelled: Callable[[], bool], *, last: bool) -> RoundStats:
+        begin, totals = time.monotonic_ns(), _Totals()
+        seen: set[int] = set()
+        for container in self._containers:
+            for pid in procs.tree(container.init_pid):
+                seen.add(pid)
+                self._process(container, pid, sink, cancelled, totals, last=last)
+        if not last:
+            for pid in self._tracked.keys() - seen:
+                self._tracked.pop(pid).tracker.close()
+        since = begin - self._previous_ns if self._previous_ns else 0
+        self._previous_ns = begin
+        total_ns = time.monotonic_ns() - begin
+        return RoundStats(
+            dirty_bytes=totals.dirty,
+            copied_bytes=totals.copied,
+            duration_us=total_ns // 1000,
+            since_us=since // 1000,
+            parts_us={
+                "scan": totals.scan_ns // 1000,
+                "copy": (total_ns - totals.scan_ns) // 1000,
+            },
+        )
+
+    def _process(
+        self,
+        container: Container,
+        pid: int,
+        sink: CopySink,
+        cancelled: Callable[[], bool],
+        totals: _Totals,
+        *,
+        last: bool,
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            begin = time.monotonic_ns()
+            try:
+                # opened anew: after an exec the old ones belong to memory that is gone
+                memory = _open(stack, pid, "mem")
+                pagemap = _open(stack, pid, "pagemap")
+                tracker = self._tracker(pid, last=last)
+                vpid = procs.vpid(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                return
+            if vpid is None:
+                return
+            areas = [(i.start, i.end) for i in procs.mappings(pid) if i.private_anonymous]
+            if tracker is None:
+                ranges = tracking.everything(self._scanner, pagemap, areas)
+            elif last:
+                ranges = tracker.last(pagemap, areas)
+            else:
+                ranges = tracker.ranges(pagemap, areas)
+            totals.scan_ns += time.monotonic_ns() - begin
+            totals.dirty += sum(end - start for start, end in ranges)
+            for start, data in self._read(memory, ranges, strict=last):
+                if cancelled():
+                    raise Aborted(Reason.CANCELLED, "cancelled while memory was copied")
+                parts = ((0, len(data)),) if tracker is None else tracker.changed(start, data)
+                for low, high in parts:
+                    totals.copied += high - low
+                    _deliver(sink, container.name, vpid, start + low, data[low:high])
+
+    def _tracker(self, pid: int, *, last: bool) -> Tracker | None:
+        """None in the freeze for a process that came after the last round: all of it is new."""
+        started = procs.start_time(pid)
+        if started is None:
+            raise ProcessLookupError
+        tracked = self._tracked.get(pid)
+        if tracked is not None and tracked.started == started:
+            return tracked.tracker
+        if tracked is not None:
+            tracked.tracker.close()
+        if last and self._kind is Tracking.USERFAULTFD:
+            return None
+        tracker = tracking.make(pid, self._kind, self._scanner)
+        self._tracked[pid] = _Tracked(started, tracker)
+        return tracker
+
+    def _read(
+        self, memory: int, ranges: Iterable[tuple[int, int]], *, strict: bool
+    ) -> Iterator[tuple[int, memoryview]]:
+        """Pieces of at most the buffer; what vanishes while it runs is left out."""
+        for start, end in ranges:
+            at = start
+            while at < end:
+                length = min(end - at, _BUFFER_BYTES)
+                try:
+                    got = os.preadv(memory, [self._view[:length]], at) // PAGE * PAGE
+                except OSError:
+                    got = 0
+                if got:
+                    yield at, self._view[:got]
+                elif strict:
+                    raise OSError(f"nothing at {at:#x}")
+                at += got or PAGE
+
+
+def _open(stack: contextlib.ExitStack, pid: int, name: str) -> int:
+    fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _deliver(sink: CopySink, container: str, vpid: int, vaddr: int, data: memoryview) -> None:
+    """Pages that are all zero go as ranges: most begin with a zero word, few others do."""
+    words = data.cast("Q")[::_WORDS_PER_PAGE].tolist()
+    begin = 0
+    page = 0
+    count = len(words)
+    while page < count:
+        if words[page] or data[page * PAGE : (page + 1) * PAGE].tobytes() != _ZERO_PAGE:
+            page += 1
+            continue
+        if page > begin:
+            sink.pages(container, vpid, vaddr + begin * PAGE, data[begin * PAGE : page * PAGE])
+        first = page
+        while page < count and (
+            not words[page] and data[page * PAGE : (page + 1) * PAGE].tobytes() == _ZERO_PAGE
+        ):
+            page += 1
+        sink.zero(container, vpid, vaddr + first * PAGE, (page - first) * PAGE)
+        begin = page
+    if begin < count:
+        sink.pages(container, vpid, vaddr + begin * PAGE, data[begin * PAGE :])

@@ -1,0 +1,229 @@
+"""What the ports of this package speak about: frozen values, no behaviour.
+
+Every value converts with ``msgspec.to_builtins`` and ``msgspec.convert``, so
+that it can lie in a journal. Paths are the host's: the agent itself reaches
+them only through ``HostFs``. Process ids are the host's unless called ``vpid``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+from godwit_api.reasons import Reason
+
+HostPath = NewType("HostPath", str)
+"""Absolute path as the host's init process sees it."""
+
+
+class Tracking(StrEnum):
+    """How written pages are found; the names are those of ``NodeReport.dirty_tracking``."""
+
+    SOFT_DIRTY = "soft-dirty"
+    USERFAULTFD = "userfaultfd-wp"
+    PAGE_HASH = "page-hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why something cannot move: reason for machines, message for people."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount of a container's bundle; ``kind`` is its file-system type ("bind" for binds)."""
+
+    destination: str
+    source: str
+    kind: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as its runtime knows it.
+
+    ``cgroups``: controller ("memory", "name=systemd", "" for v2) to host path
+    of the directory the runtime had made for it. ``external_descriptors`` is
+    what CRIU needs as ``descriptors.json``. ``upper_dir`` is None when the
+    root is no overlay.
+    """
+
+    id: str
+    name: str
+    init_pid: int
+    bundle: HostPath
+    runc_root: HostPath
+    rootfs: HostPath
+    upper_dir: HostPath | None
+    cgroups: Mapping[str, str]
+    external_descriptors: tuple[str, ...]
+    mounts: tuple[Mount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """The pod's pause container. ``netns`` can be opened while the sandbox lives."""
+
+    id: str
+    pid: int
+    netns: HostPath
+    netns_inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The pod's interface and its other end on the host. MACs are 6 bytes as hex with colons."""
+
+    interface: str
+    pod_mac: str
+    host_interface: str
+    host_ifindex: int
+    host_mac: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """A pod that runs here, found again at any time by its UID."""
+
+    uid: str
+    namespace: str
+    name: str
+    sandbox: Sandbox
+    containers: tuple[Container, ...]
+    link: Link | None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """Sizes of one container; memory counts what has to be copied (private, populated)."""
+
+    name: str
+    id: str
+    memory_bytes: int
+    files_bytes: int
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """All obstacles at once, and the sizes."""
+
+    obstacles: tuple[Obstacle, ...]
+    containers: tuple[ContainerFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What this node is and what it lacks; no problems: it can take part."""
+
+    kernel: str
+    architecture: str
+    versions: Mapping[str, str]
+    cpu_features: tuple[str, ...]
+    tracking: Tracking
+    problems: tuple[Obstacle, ...]
+    ip_pools: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStats:
+    """One pass over memory and files.
+
+    ``dirty_bytes``: found changed since the last pass; ``copied_bytes``: given
+    to the sink; ``duration_us``: scan and copy; ``since_us``: from the start of
+    the previous pass to this one (0 for the first); ``parts_us``: named parts.
+    """
+
+    dirty_bytes: int
+    copied_bytes: int
+    duration_us: int
+    since_us: int
+    parts_us: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where the restore of one container happens on the target (see ``expect.json``)."""
+
+    container: str
+    directory: HostPath
+    images: HostPath
+    work: HostPath
+
+
+@dataclass(frozen=True, slots=True)
+class SuccessorNetwork:
+    """``network.json`` of the hook: what CNI ADD gave the successor."""
+
+    ip: str
+    native_ip: str
+    gateway: str
+    netns: HostPath
+    interface: str
+    host_interface: str
+    sandbox_id: str
+    pod_mac: str
+    host_mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A container whose tasks are all stopped on the target, checked against the images."""
+
+    container: str
+    container_id: str
+    init_pid: int
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTotals:
+    """What the target's store holds when it is complete."""
+
+    memory_bytes: int
+    images_bytes: int
+    processes: int
+    parts_us: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """One guard file: ``deadline_unix`` in seconds."""
+
+    container_id: str
+    migration: str
+    epoch: int
+    deadline_unix: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A captured frame: virtio header, Ethernet, payload; time of the kernel's CLOCK_REALTIME."""
+
+    at_ns: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """A host route of ours: to a local interface or via another node."""
+
+    ip: str
+    interface: str | None
+    via: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAddress:
+    """An address of a moved pod that the IPAM of these directories must not reissue."""
+
+    ip: str
+    pod_uid: str
+    ipam_dirs: tuple[HostPath, ...]

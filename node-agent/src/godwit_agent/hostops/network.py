@@ -1,0 +1,153 @@
+"""One pod's network during a switch: hold, drop, capture, inject, open and close the door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import Packet
+from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.nft import CRIU_MARK, Nft
+from godwit_agent.hostops.packets import Capture, Injector, is_handshake
+from godwit_api.errors import Retryable
+from godwit_api.reasons import Reason
+
+DOOR_TABLE = "godwit_door"  # the hook's CNI plugin makes it
+FREEZE_TABLE = "godwit_freeze"
+HANDSHAKE_TABLE = "godwit_handshake"
+
+
+def _closed(table: str, priority: int) -> str:
+    chains = "".join(
+        f"add chain inet {table} {hook} {{ type filter hook {hook} priority {priority}; "
+        f"policy drop; }}\n"
+        f"add rule inet {table} {hook} meta mark {CRIU_MARK:#x} accept\n"
+        f'add rule inet {table} {hook} {side} "lo" accept\n'
+        for hook, side in (("input", "iifname"), ("output", "oifname"))
+    )
+    return f"add table inet {table}\n{chains}"
+
+
+_CLOSE_DOOR = _closed(DOOR_TABLE, -300)
+_DROP_ALL = _closed(FREEZE_TABLE, -310)
+_HOLD_HANDSHAKES = (
+    f"add table inet {HANDSHAKE_TABLE}\n"
+    f"add chain inet {HANDSHAKE_TABLE} input "
+    "{ type filter hook input priority -320; policy accept; }\n"
+    f'add rule inet {HANDSHAKE_TABLE} input iifname != "lo" '
+    "tcp flags & (syn | ack) == syn drop\n"
+)
+
+
+def _remove(*tables: str) -> str:
+    """One transaction that removes tables, whether they are there or not."""
+    return "".join(f"add table inet {table}\ndelete table inet {table}\n" for table in tables)
+
+
+class HostPodNetwork:
+    """The real ``PodNetwork``."""
+
+    def __init__(
+        self,
+        thread: NetnsThread,
+        host_interface: str,
+        pod_mac: str,
+        host_mac: str,
+        *,
+        host_netns: str | None,
+    ) -> None:
+        self._thread = thread
+        self._nft = Nft(thread)
+        host = NetnsThread(host_netns)
+        self._capture = host.call(lambda: Capture(host_interface))
+        self._injector = host.call(lambda: Injector(host_interface, pod_mac, host_mac))
+        host.close()
+        self._held_from_ns: int | None = None
+        # The first transaction of a context loads modules and reads the rule set.
+        self._nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
+
+    def hold_syns(self) -> int:
+        before = self._held_from_ns = time.time_ns()
+        self._capture.hold_from(before)
+        self._nft.run(_remove(HANDSHAKE_TABLE) + _HOLD_HANDSHAKES)
+        return before
+
+    def drop(self) -> int:
+        self._capture.hold_from(self._held_from_ns or time.time_ns())
+        self._nft.run(_remove(FREEZE_TABLE) + _DROP_ALL)
+        return time.time_ns()
+
+    def lift(self) -> int:
+        before = time.time_ns()
+        self._nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
+        return before
+
+    def open_door(self) -> int:
+        before = time.time_ns()
+        self._nft.run(_remove(DOOR_TABLE))
+        return before
+
+    def close_door(self) -> None:
+        self._nft.run(_remove(DOOR_TABLE) + _CLOSE_DOOR)
+
+    def held(
+        self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
+    ) -> tuple[Packet, ...]:
+        return tuple(
+            packet
+            for packet in self._capture.frames()
+            if (until_ns is None or packet.at_ns < until_ns)
+            and (
+                packet.at_ns >= since_ns
+                or (packet.at_ns >= syn_since_ns and is_handshake(packet.data))
+            )
+        )
+
+    def inject(self, packets: Iterable[Packet]) -> int:
+        return self._injector.send(packets)
+
+    def close(self) -> None:
+        self._capture.close()
+        self._injector.close()
+        self._nft.close()
+        self._thread.close()
+
+
+class HostNetworks:
+    """The real ``Networks``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def _enter(self, netns: str) -> NetnsThread:
+        # /var/run is a symbolic link to /run on every distribution; an absolute link must not be
+        # followed from the host's root into our own.
+        if netns.startswith("/var/run/"):
+            netns = "/run/" + netns.removeprefix("/var/run/")
+        return NetnsThread(netns if netns.startswith("/proc/") else str(self._layout.local(netns)))
+
+    def open(self, netns: str, host_interface: str, pod_mac: str, host_mac: str) -> HostPodNetwork:
+        thread = self._enter(netns)
+        try:
+            return HostPodNetwork(
+                thread,
+                host_interface,
+                pod_mac,
+                host_mac,
+                host_netns=self._layout.host_netns,
+            )
+        except OSError as error:
+            thread.close()
+            raise Retryable(
+                Reason.INTERNAL, f"interface {host_interface} of {netns}: {error}"
+            ) from error
+
+    def reset(self, netns: str) -> None:
+        thread = self._enter(netns)
+        try:
+            nft = Nft(thread)
+            nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
+            nft.close()
+        finally:
+            thread.close()

@@ -1,0 +1,345 @@
+"""What the rest of the agent may ask of the host.
+
+Everything blocks, nothing forks, every object may be used from any thread (one
+call at a time per object unless said otherwise). Errors are those of
+``godwit_api.errors``; the reasons a call raises are named at the call. Times
+called ``*_ns`` are CLOCK_REALTIME, comparable with the kernel's packet stamps
+of the same node only. All calls that change something may be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from godwit_agent.hostops.model import (
+    Container,
+    Guard,
+    HeldAddress,
+    HostRoute,
+    Inspection,
+    NodeFacts,
+    Packet,
+    PodState,
+    Restored,
+    RoundStats,
+    Slot,
+    StoreTotals,
+    SuccessorNetwork,
+)
+
+T = TypeVar("T")
+Buffer = bytes | bytearray | memoryview
+
+
+class CopySink(Protocol):
+    """Where a source's bytes go; must not keep ``data`` after it returns.
+
+    Calls for pages may come from another thread than calls for files.
+    """
+
+    def pages(self, container: str, vpid: int, vaddr: int, data: memoryview) -> None: ...
+    def zero(self, container: str, vpid: int, vaddr: int, length: int) -> None: ...
+    def file(self, container: str, header: bytes, body: memoryview) -> None: ...
+
+
+class Pods(Protocol):
+    """The runtime's state on this node."""
+
+    def find(self, pod_uid: str) -> PodState:
+        """``Rejected``: PodNotFound, PodNotRunning, WrongRuntimeClass."""
+
+    def list(self) -> tuple[str, ...]:
+        """UIDs of all pods with a sandbox here."""
+
+
+class Inspector(Protocol):
+    """What CRIU cannot dump, or what cannot follow; never raises for a process that has gone."""
+
+    def inspect(self, pod: PodState) -> Inspection: ...
+
+
+class NodeProbe(Protocol):
+    def facts(self) -> NodeFacts:
+        """Probed once per agent life where it is dear, always where it can change."""
+
+
+class Cgroups(Protocol):
+    """Guard cgroups ``/godwit/<container id>``; limits of the container go along."""
+
+    def guard(self, container: Container) -> None:
+        """Moves all processes out of the kubelet's tree. ``Retryable(Internal)``."""
+
+    def unguard(self, container: Container) -> None:
+        """Moves them back where the runtime had put them, thawed, and removes the guard."""
+
+    def freeze(self, container_ids: Iterable[str], timeout_s: float) -> int:
+        """Returns when nothing runs any more, with the time in ns. ``Aborted(FreezeTimeout)``."""
+
+    def thaw(self, container_ids: Iterable[str]) -> int:
+        """Time in ns right after. A missing cgroup counts as thawed."""
+
+    def frozen(self, container_id: str) -> bool: ...
+
+    def pids(self, container_id: str) -> tuple[int, ...]:
+        """Of the guard cgroup; empty when there is none."""
+
+    def kill(self, container_ids: Iterable[str], timeout_s: float = 10.0) -> None:
+        """SIGKILL, thaw, wait until all are gone, remove the cgroup. ``Retryable(TimedOut)``."""
+
+    def list(self) -> tuple[str, ...]:
+        """Container ids that have a guard cgroup."""
+
+
+class SourceMemory(Protocol):
+    """Memory of all processes of a pod, read from outside while it runs."""
+
+    def bootstrap(self) -> Iterable[tuple[str, str, bytes]]:
+        """(container, name, content) of small images by which the target starts its page
+        daemon before the freeze. Send again whenever they differ from what was sent."""
+
+    def round(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
+        """What was written since the last round (everything in the first).
+        ``Retryable(CopyFailed)``; ``Aborted(Cancelled)``."""
+
+    def final(self, sink: CopySink) -> RoundStats:
+        """The rest; the pod must be frozen. ``Aborted(CopyFailed)``."""
+
+    def close(self) -> None:
+        """Leaves nothing in the processes."""
+
+
+class SourceFiles(Protocol):
+    """Overlay upper directory, emptyDir and /dev/shm of a pod."""
+
+    def round(
+        self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False
+    ) -> RoundStats: ...
+    def final(self, sink: CopySink) -> RoundStats:
+        """The rest; the pod must be frozen."""
+
+    def close(self) -> None: ...
+
+
+class Copies(Protocol):
+    """``tracking`` of ``NodeFacts`` says which way memory is tracked."""
+
+    def memory(self, pod: PodState) -> SourceMemory: ...
+    def files(self, pod: PodState) -> SourceFiles: ...
+
+
+class GatedDump(Protocol):
+    """One container's ``runc checkpoint``, started long before it is needed.
+
+    ``wait_waiting`` → ``open_gate`` → ``wait_dumped`` → ``images``, then either
+    ``reject`` (rollback) or, after the commit, ``finish``. ``kill`` at any time
+    before ``open_gate``.
+    """
+
+    def wait_waiting(self, timeout_s: float) -> None:
+        """``Aborted(DumpFailed)``."""
+
+    def open_gate(self) -> None: ...
+
+    def wait_dumped(self, timeout_s: float) -> None:
+        """All images are written, all tasks are held. ``Aborted(DumpFailed)``: CRIU's error."""
+
+    def images(self) -> Iterator[tuple[str, bytes]]:
+        """(name, content), pages of what is not lazy included."""
+
+    def reject(self, timeout_s: float = 5.0) -> None:
+        """CRIU lets go of the processes, which stay frozen; sockets leave repair mode.
+        Correct in every state, also when the dump has failed by itself or never began.
+        Call it before thawing. ``Unsafe`` when CRIU cannot be made to let go."""
+
+    def finish(self, timeout_s: float = 30.0) -> None:
+        """After the commit, outside the client's gap: CRIU ends and kills the tree."""
+
+    def kill(self) -> None:
+        """Ends what waits at the gate and removes its files."""
+
+
+class Dumps(Protocol):
+    def prepare(self, container: Container, migration_uid: str) -> GatedDump:
+        """Starts it; the container must be in its guard cgroup. Images lie in the
+        migration's store, which must exist (``Stores.create_source``)."""
+
+    def recover(self, container: Container, migration_uid: str) -> None:
+        """After a restart of the agent, for a migration that did not commit: whatever a former
+        ``GatedDump`` left lets go of the processes; they may be thawed then. See ``reject``."""
+
+    def reap(self, container: Container, migration_uid: str) -> None:
+        """After a restart, for a migration that did commit: ends CRIU and runc of it."""
+
+
+class TargetStore(Protocol):
+    """Everything of one migration on its target. The four sink calls are thread-safe."""
+
+    def pages(self, container: str, vpid: int, vaddr: int, data: memoryview) -> None: ...
+    def zero(self, container: str, vpid: int, vaddr: int, length: int) -> None: ...
+    def image(
+        self, container: str, name: str, offset: int, total: int, data: memoryview
+    ) -> None: ...
+    def file(self, container: str, header: bytes, body: memoryview) -> None:
+        """Staged until ``bind``, applied at once after it."""
+
+    def slots(self) -> Mapping[str, Slot]: ...
+
+    def bind(self, successor: PodState) -> None:
+        """The successor's volumes and upper directories exist: what was staged goes there.
+        May be called again when another container has appeared. ``Aborted(CopyFailed)``."""
+
+    def start_daemons(self) -> None:
+        """Page daemons of all containers whose bootstrap images have come. Before the freeze;
+        restarts those whose bootstrap has changed."""
+
+    def complete(self) -> StoreTotals:
+        """In the freeze, when all has come: page maps are written, everything CRIU expects is
+        there, the daemons are ready. ``Aborted(VerifyFailed)``."""
+
+    def destroy(self) -> None:
+        """Daemons, files, mount. Not before the daemons have ended, else the process loses
+        pages: see ``drained``."""
+
+    def drained(self, timeout_s: float) -> bool:
+        """Whether all pages have gone into the restored processes (daemons ended with 0)."""
+
+
+class Stores(Protocol):
+    """``/run/godwit/store/<migration uid>``: a tmpfs of its own."""
+
+    def create_source(self, migration_uid: str) -> None: ...
+
+    def create_target(
+        self, migration_uid: str, containers: tuple[str, ...], memory_bytes: int
+    ) -> TargetStore:
+        """Fresh; what a former epoch left is removed. ``Rejected(NotEnoughMemory)``."""
+
+    def open_target(self, migration_uid: str) -> TargetStore | None:
+        """After a restart of the agent: only ``slots``, ``drained`` and ``destroy`` are useful."""
+
+    def destroy(self, migration_uid: str) -> None: ...
+    def list(self) -> tuple[str, ...]: ...
+
+
+class Restores(Protocol):
+    """The target's restores: ``runc restore`` is run by the hook, this is the other side."""
+
+    def wait_waiting(self, slot: Slot, timeout_s: float) -> str:
+        """Container id that waits at the gate. ``Retryable(TimedOut)``;
+        ``Aborted(SuccessorFailed)`` when the restore ended already."""
+
+    def restore(self, slot: Slot, timeout_s: float) -> Restored:
+        """Opens the gate, waits for the result, checks that the process tree is the dumped
+        one and every task is stopped. ``Aborted``: RestoreFailed, VerifyFailed."""
+
+    def resume(self, restored: Iterable[Restored]) -> int:
+        """SIGCONT to all; time in ns right before the first."""
+
+    def find(self, slot: Slot) -> Restored | None:
+        """After a restart of the agent: what ``restore`` had returned, if its tasks live."""
+
+    def abort(self, slot: Slot) -> None:
+        """Waiting: the gate says no. Restored: killed. Never raises for what is not there."""
+
+
+class Hooks(Protocol):
+    """The files shared with ``godwit-hook`` (docs/architecture.md)."""
+
+    def wait(self, look: Callable[[], T | None], timeout_s: float) -> T | None:
+        """Calls ``look`` now and after each ring of the doorbell until it returns not None."""
+
+    def guard(
+        self, container_ids: Iterable[str], migration: str, epoch: int, deadline: int
+    ) -> None:
+        """Writes or renews, fsynced; ``deadline`` in Unix seconds."""
+
+    def unguard(self, container_ids: Iterable[str]) -> None: ...
+    def guards(self) -> tuple[Guard, ...]: ...
+
+    def expect(
+        self, pod_uid: str, migration: str, epoch: int, ip: str, slots: Mapping[str, Slot]
+    ) -> None: ...
+    def unexpect(self, pod_uid: str) -> None: ...
+    def expected(self) -> Mapping[str, str]:
+        """Pod UID to migration UID."""
+
+    def network(self, pod_uid: str) -> SuccessorNetwork | None: ...
+
+
+class PodNetwork(Protocol):
+    """One pod's netns and the host's end of its link, opened before the freeze.
+
+    Capture runs from the moment it is opened until ``close``.
+    """
+
+    def hold_syns(self) -> int:
+        """New connections wait (their SYNs are dropped and captured); time in ns before it."""
+
+    def drop(self) -> int:
+        """Nothing passes but CRIU's own packets (mark 0xC114); time in ns after which nothing
+        was delivered. Idempotent."""
+
+    def lift(self) -> int:
+        """Removes ``hold_syns`` and ``drop``; time in ns before which nothing was delivered."""
+
+    def open_door(self) -> int:
+        """Removes the hook's door; time in ns before which nothing was delivered."""
+
+    def close_door(self) -> None: ...
+
+    def held(
+        self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
+    ) -> tuple[Packet, ...]:
+        """Frames to the pod captured in the window; SYNs already from ``syn_since_ns`` on.
+        For a move: ``since_ns`` is the time of the freeze. For a rollback: of ``drop``, as
+        what came before it lies in the sockets."""
+
+    def inject(self, packets: Iterable[Packet]) -> int:
+        """To the pod, with this link's MACs, in the given order; how many."""
+
+    def close(self) -> None: ...
+
+
+class Networks(Protocol):
+    def open(self, netns: str, host_interface: str, pod_mac: str, host_mac: str) -> PodNetwork:
+        """``Retryable(Internal)``."""
+
+    def reset(self, netns: str) -> None:
+        """After a restart: removes our tables of ``hold_syns`` and ``drop`` (not the door)."""
+
+
+class Routes(Protocol):
+    """Host routes of moved addresses, marked as ours by the kernel's route protocol number."""
+
+    def local(self, ip: str, host_interface: str) -> None: ...
+    def via(self, ip: str, node_address: str) -> None: ...
+    def remove(self, ip: str) -> None: ...
+    def list(self) -> tuple[HostRoute, ...]: ...
+
+
+class Addresses(Protocol):
+    """Addresses that this node's IPAM must not reissue though their pod has left."""
+
+    def hold(self, ip: str, pod_uid: str) -> None: ...
+    def release(self, ip: str) -> None: ...
+    def list(self) -> tuple[HeldAddress, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """All ports of one node."""
+
+    pods: Pods
+    inspector: Inspector
+    probe: NodeProbe
+    cgroups: Cgroups
+    copies: Copies
+    dumps: Dumps
+    stores: Stores
+    restores: Restores
+    hooks: Hooks
+    networks: Networks
+    routes: Routes
+    addresses: Addresses

@@ -1,0 +1,121 @@
+"""Reading ``/proc`` of processes that may end at any moment. Nothing here raises for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from godwit_agent.memory.tree import Process
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of ``/proc/<pid>/maps``."""
+
+    start: int
+    end: int
+    permissions: str
+    inode: int
+    name: str
+
+    @property
+    def private_anonymous(self) -> bool:
+        """What CRIU may load lazily (``vma_entry_can_be_lazy``, criu/include/vma.h)."""
+        if self.permissions[3] != "p" or self.inode:
+            return False
+        name = self.name
+        return name in ("", "[heap]", "[stack]") or name.startswith("[anon")
+
+
+def read(pid: int, name: str) -> str:
+    try:
+        return (_PROC / str(pid) / name).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def status(pid: int, task: int | None = None) -> dict[str, str]:
+    """Fields of ``status``; empty when the process has gone."""
+    name = "status" if task is None else f"task/{task}/status"
+    pairs = (line.partition(":") for line in read(pid, name).splitlines())
+    return {key: value.strip() for key, _, value in pairs}
+
+
+def threads(pid: int) -> tuple[int, ...]:
+    try:
+        return tuple(sorted(int(path.name) for path in (_PROC / str(pid) / "task").iterdir()))
+    except OSError:
+        return ()
+
+
+def states(pid: int) -> set[str]:
+    """State letters of all threads (proc_pid_stat(5)); empty when the process has gone."""
+    found = set()
+    for task in threads(pid):
+        text = read(pid, f"task/{task}/stat")
+        if text:
+            found.add(text.rpartition(")")[2].split()[0])
+    return found
+
+
+def tree(init_pid: int) -> tuple[int, ...]:
+    """Host pids of ``init_pid`` and all its descendants, parents first."""
+    found: list[int] = []
+    pending = [init_pid]
+    while pending:
+        pid = pending.pop(0)
+        tasks = threads(pid)
+        if not tasks:
+            continue
+        found.append(pid)
+        for task in tasks:
+            pending.extend(int(child) for child in read(pid, f"task/{task}/children").split())
+    return tuple(dict.fromkeys(found))
+
+
+def vpid(pid: int) -> int | None:
+    """Number of the process in its own PID namespace."""
+    numbers = status(pid).get("NSpid", "").split()
+    return int(numbers[-1]) if numbers else None
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks after boot: with the pid, names a process for good."""
+    text = read(pid, "stat")
+    return int(text.rpartition(")")[2].split()[19]) if text else None
+
+
+def is_zombie(pid: int) -> bool:
+    return read(pid, "stat").rpartition(")")[2][:3].strip() == "Z"
+
+
+def processes(init_pid: int) -> tuple[Process, ...]:
+    """The tree as the container itself numbers it."""
+    pids = tree(init_pid)
+    numbers = {pid: vpid(pid) for pid in pids}
+    return tuple(_process(pid, numbers) for pid in pids if numbers[pid])
+
+
+def mappings(pid: int) -> Iterator[Mapping]:
+    for line in read(pid, "maps").splitlines():
+        parts = line.split(None, 5)
+        start, end = (int(number, 16) for number in parts[0].split("-"))
+        name = parts[5] if len(parts) > 5 else ""
+        yield Mapping(start, end, parts[1], int(parts[4]), name)
+
+
+def _process(pid: int, numbers: dict[int, int | None]) -> Process:
+    fields = status(pid)
+
+    def inner(name: str) -> int:
+        words = fields.get(name, "").split()
+        return int(words[-1]) if words else 0
+
+    parent = numbers.get(int(fields.get("PPid") or 0)) or 0
+    tasks = tuple(
+        int(status(pid, task).get("NSpid", "0").split()[-1] or 0) for task in threads(pid)
+    )
+    return Process(numbers[pid] or 0, parent, inner("NSpgid"), inner("NSsid"), tasks)

@@ -1,0 +1,167 @@
+"""How written pages of one process are found: one interface, an adapter per kernel ability.
+
+A tracker answers two questions: which ranges may have changed (``ranges``),
+and which pages of a piece that has just been read have (``changed``). Hashing
+has to judge the very bytes that are sent, hence the second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from godwit_agent.hostops import pagescan, procs, userfault
+from godwit_agent.hostops.model import Tracking
+from godwit_agent.hostops.pagescan import Scanner
+from godwit_agent.hostops.ptrace import InjectionError, supported
+from godwit_agent.memory.pageset import PAGE
+
+_DIGEST_BYTES = 16
+_O_DIRECT = getattr(os, "O_DIRECT", 0o40000)
+_FDINFO_FLAGS = re.compile(r"^flags:\s*([0-7]+)", re.MULTILINE)
+
+
+class Tracker(Protocol):
+    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """What may have changed since the last call; tracking goes on from here."""
+
+    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The same for a process that stands still, without preparing another call."""
+
+    def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
+        """(start, end) of the parts of ``data``, read from ``vaddr``, that have to be sent."""
+
+    def close(self) -> None: ...
+
+
+class WriteProtectTracker:
+    """userfaultfd; see ``userfault``."""
+
+    kind = Tracking.USERFAULTFD
+
+    def __init__(self, pid: int, scanner: Scanner) -> None:
+        self._fd = userfault.take(pid)
+        self._scanner = scanner
+
+    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for start, end in areas:
+            if userfault.register(self._fd, start, end):
+                found += self._scanner.written(pagemap, start, end, rearm=True)
+            else:
+                found += self._scanner.written(pagemap, start, end, rearm=False)
+        return found
+
+    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        return everything(self._scanner, pagemap, areas)
+
+    def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
+        yield 0, len(data)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class HashTracker:
+    """Reads everything every time and compares digests; for kernels that cannot do better."""
+
+    kind = Tracking.PAGE_HASH
+
+    def __init__(self) -> None:
+        self._digests: dict[int, bytes] = {}
+
+    def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [found for start, end in areas for found in pagescan.populated(pagemap, start, end)]
+
+    def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        return self.ranges(pagemap, areas)
+
+    def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
+        begin = end = 0
+        for at in range(0, len(data), PAGE):
+            digest = hashlib.blake2b(data[at : at + PAGE], digest_size=_DIGEST_BYTES).digest()
+            if self._digests.get(vaddr + at) == digest:
+                continue
+            self._digests[vaddr + at] = digest
+            if at != end:
+                if end > begin:
+                    yield begin, end
+                begin = at
+            end = at + PAGE
+        if end > begin:
+            yield begin, end
+
+    def close(self) -> None:
+        self._digests.clear()
+
+
+def everything(
+    scanner: Scanner, pagemap: int, areas: Iterable[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Written or untracked, one walk per run of neighbouring areas."""
+    found: list[tuple[int, int]] = []
+    for start, end in joined(areas):
+        found += scanner.written(pagemap, start, end, rearm=False)
+    return found
+
+
+def joined(areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted areas with neighbours made one."""
+    result: list[tuple[int, int]] = []
+    for start, end in areas:
+        if result and result[-1][1] == start:
+            result[-1] = (result[-1][0], end)
+        else:
+            result.append((start, end))
+    return result
+
+
+def probe(scanner: Scanner) -> Tracking:
+    """What this kernel and machine can do for ordinary processes."""
+    if not supported():
+        return Tracking.PAGE_HASH
+    try:
+        userfault.probe()
+        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            scanner.written(pagemap, PAGE, 2 * PAGE, rearm=False)
+        finally:
+            os.close(pagemap)
+    except OSError:
+        return Tracking.PAGE_HASH
+    return Tracking.USERFAULTFD
+
+
+def make(pid: int, kind: Tracking, scanner: Scanner) -> Tracker:
+    """The best tracker for this process.
+
+    Direct I/O and libaio write through pages pinned earlier, unseen by any
+    page table: such a process is hashed.
+    """
+    if kind is Tracking.USERFAULTFD and not _writes_unseen(pid):
+        try:
+            return WriteProtectTracker(pid, scanner)
+        except InjectionError:
+            return HashTracker()
+    return HashTracker()
+
+
+def _writes_unseen(pid: int) -> bool:
+    if any(
+        item.name == "/[aio] (deleted)" or item.name == "/[aio]" for item in procs.mappings(pid)
+    ):
+        return True
+    try:
+        names = os.listdir(f"/proc/{pid}/fdinfo")
+    except OSError:
+        return False
+    for name in names:
+        match = _FDINFO_FLAGS.search(procs.read(pid, f"fdinfo/{name}"))
+        if match and int(match[1], 8) & _O_DIRECT:
+            return True
+    return False

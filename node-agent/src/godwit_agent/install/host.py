@@ -1,0 +1,90 @@
+"""The node as the installer sees it: its files below ``/proc/1/root``, its programs by nsenter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Host:
+    """One node; ``root`` and ``enter`` are replaced in tests."""
+
+    def __init__(
+        self,
+        root: Path = Path("/proc/1/root"),
+        enter: tuple[str, ...] = ("nsenter", "--target=1", "--mount", "--cgroup", "--"),
+    ) -> None:
+        self.root = root
+        self._enter = enter
+
+    def path(self, path: str) -> Path:
+        """Where a path of the node is seen from here."""
+        return Path(f"{self.root}{path}")
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of the node."""
+        return subprocess.run(
+            [*self._enter, *argv],
+            capture_output=True,
+            text=True,
+            env={"PATH": _PATH, "LC_ALL": "C"},
+            check=False,
+            timeout=120,
+        )
+
+    def which(self, program: str) -> str | None:
+        """Absolute path of a program on the node; looked up without a shell."""
+        for directory in _PATH.split(":"):
+            candidate = f"{directory}/{program}"
+            if os.access(self.path(candidate), os.X_OK):
+                return candidate
+        return None
+
+    def read(self, path: str) -> str | None:
+        """Text of a file; None when there is none."""
+        try:
+            return self.path(path).read_text()
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> bool:
+        """Make ``path`` hold ``text``; False when it did already."""
+        if self.read(path) == text:
+            return False
+        target = self.path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        part.write_text(text)
+        part.chmod(mode)
+        part.rename(target)
+        return True
+
+    def copy(self, source: Path, path: str, mode: int = 0o755) -> None:
+        """Put a file in place by renaming, so that a running one is replaced whole."""
+        target = self.path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        shutil.copyfile(source, part)
+        part.chmod(mode)
+        part.rename(target)
+
+    def link(self, path: str, to: str) -> None:
+        """Make a symbolic link, replacing what is there."""
+        target = self.path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        part.unlink(missing_ok=True)
+        part.symlink_to(to)
+        part.rename(target)
+
+    def remove(self, path: str) -> None:
+        """Delete a file or a directory of ours; nothing there is fine."""
+        target = self.path(path)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)

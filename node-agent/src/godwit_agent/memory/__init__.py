@@ -1,0 +1,1 @@
+"""Pure parts of the memory path: ranges, pagemap images, rounds. No I/O."""

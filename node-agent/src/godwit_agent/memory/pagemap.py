@@ -1,0 +1,107 @@
+"""CRIU's page maps, and the one that makes a sparse file a pages file.
+
+``pagemap-<pid>.img`` (images/pagemap.proto, criu/pagemap.c, v4.2): a head with
+the number of the pages file, then entries in the order of the pages in it.
+The page daemon advances through the pages file by every entry that is
+PRESENT, but serves only LAZY ones. So a file whose offsets *are* addresses
+becomes a pages file when each gap is an entry that is PRESENT and not LAZY.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from godwit_agent.memory import protobuf
+from godwit_agent.memory.pageset import PAGE
+from godwit_agent.memory.protobuf import ImageError
+
+IMG_COMMON_MAGIC = 0x54564319
+PAGEMAP_MAGIC = 0x56084025
+PE_PARENT, PE_LAZY, PE_PRESENT = 1, 2, 4
+
+# CRIU counts the bytes of an entry in an int (criu/uffd.c, max_iov_len)
+_MAX_ENTRY_BYTES = 64 << 20
+_MAGICS = (IMG_COMMON_MAGIC, PAGEMAP_MAGIC)
+_VADDR, _COMPAT_PAGES, _IN_PARENT, _FLAGS, _PAGES = 1, 2, 3, 4, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """``pages`` pages from ``vaddr`` on; ``flags`` of PE_*."""
+
+    vaddr: int
+    pages: int
+    flags: int
+
+    @property
+    def end(self) -> int:
+        return self.vaddr + self.pages * PAGE
+
+
+def decode(data: bytes) -> tuple[int, tuple[Entry, ...]]:
+    """Number of the pages file and all entries; raises ``ImageError``."""
+    messages = protobuf.entries(data, _MAGICS)
+    head = dict(protobuf.fields(next(messages, memoryview(b""))))
+    if 1 not in head:
+        raise ImageError("page map without a head")
+    return head[1], tuple(_entry(message) for message in messages)
+
+
+def encode(pages_id: int, entries: Iterable[Entry]) -> bytes:
+    head = protobuf.message([(1, pages_id)])
+    rows = (
+        protobuf.message(
+            [
+                (_VADDR, entry.vaddr),
+                (_COMPAT_PAGES, 0),
+                (_FLAGS, entry.flags),
+                (_PAGES, entry.pages),
+            ]
+        )
+        for entry in entries
+    )
+    return protobuf.image(_MAGICS, [head, *rows])
+
+
+def lazy_ranges(entries: Iterable[Entry]) -> list[tuple[int, int]]:
+    """Address ranges that the page daemon has to serve, sorted, neighbours joined."""
+    ranges: list[tuple[int, int]] = []
+    for entry in sorted((entry for entry in entries if entry.flags & PE_LAZY), key=_by_address):
+        if ranges and entry.vaddr < ranges[-1][1]:
+            raise ImageError(f"pages at {entry.vaddr:#x} are listed twice")
+        if ranges and entry.vaddr == ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], entry.end)
+        else:
+            ranges.append((entry.vaddr, entry.end))
+    return ranges
+
+
+def for_sparse_file(ranges: Iterable[tuple[int, int]]) -> Iterator[Entry]:
+    """Entries for a pages file in which the offset of every page is its address."""
+    at = 0
+    for start, end in ranges:
+        if start < at:
+            raise ValueError("ranges overlap")
+        if start > at:
+            yield Entry(at, (start - at) // PAGE, PE_PRESENT)
+        for piece in range(start, end, _MAX_ENTRY_BYTES):
+            length = min(_MAX_ENTRY_BYTES, end - piece)
+            yield Entry(piece, length // PAGE, PE_PRESENT | PE_LAZY)
+        at = end
+
+
+def _entry(message: memoryview) -> Entry:
+    values = dict(protobuf.fields(message))
+    pages = values.get(_PAGES) or values.get(_COMPAT_PAGES, 0)
+    flags = values.get(_FLAGS)
+    if flags is None:
+        flags = PE_PARENT if values.get(_IN_PARENT) else PE_PRESENT
+    vaddr = values.get(_VADDR)
+    if vaddr is None or vaddr % PAGE or not 0 < pages < 1 << 51:
+        raise ImageError("page map entry without address or pages")
+    return Entry(vaddr, pages, flags)
+
+
+def _by_address(entry: Entry) -> int:
+    return entry.vaddr

@@ -1,0 +1,59 @@
+"""A set of page numbers, made for ranges: adding and checking run at C speed.
+
+One byte per page in chunks of 1 GiB of address space; only chunks that hold a
+page exist. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+PAGE = 4096
+_CHUNK_PAGES = 1 << 18
+_ONES = memoryview(b"\x01" * _CHUNK_PAGES)
+
+
+class PageSet:
+    """Pages of one address space; all arguments are addresses, multiples of ``PAGE``."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, bytearray] = {}
+
+    def add(self, start: int, end: int) -> None:
+        for number, first, last in _pieces(start, end):
+            chunk = self._chunks.get(number)
+            if chunk is None:
+                chunk = self._chunks[number] = bytearray(_CHUNK_PAGES)
+            chunk[first:last] = _ONES[: last - first]
+
+    def covers(self, start: int, end: int) -> bool:
+        return self.first_missing(start, end) is None
+
+    def first_missing(self, start: int, end: int) -> int | None:
+        """Lowest address in the range whose page is not in the set."""
+        for number, first, last in _pieces(start, end):
+            chunk = self._chunks.get(number)
+            index = first if chunk is None else chunk.find(0, first, last)
+            if index >= 0:
+                return (number * _CHUNK_PAGES + index) * PAGE
+        return None
+
+    def touches(self, start: int, end: int) -> bool:
+        """Whether any page of the range is in the set."""
+        for number, first, last in _pieces(start, end):
+            chunk = self._chunks.get(number)
+            if chunk is not None and chunk.find(1, first, last) >= 0:
+                return True
+        return False
+
+    def __len__(self) -> int:
+        return sum(chunk.count(1) for chunk in self._chunks.values())
+
+
+def _pieces(start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    page, stop = start // PAGE, end // PAGE
+    while page < stop:
+        number, first = divmod(page, _CHUNK_PAGES)
+        last = min(_CHUNK_PAGES, first + stop - page)
+        yield number, first, last
+        page += last - first

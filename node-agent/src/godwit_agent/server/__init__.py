@@ -1,0 +1,1 @@
+"""What the operator and the other agent call: gRPC, TLS, enrolment."""

@@ -1,0 +1,136 @@
+"""Protobuf in, checked values out. Everything a caller sends is doubted here, once."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from godwit_agent.app.model import Migration, MovedAddress, PeerNode, Pod
+from godwit_agent.hostops.model import NodeFacts, Tracking
+from godwit_api.errors import Rejected
+from godwit_api.pb import agent_pb2 as pb
+from godwit_api.reasons import Reason
+
+_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")
+_MAX_BYTES = 1 << 50
+_MAX_MS = 86_400_000
+_MAX_CONTAINERS = 64
+_MAX_ADDRESSES = 100_000
+_MAX_FEATURES = 2000
+
+
+def _bad(message: str) -> Rejected:
+    return Rejected(Reason.MALFORMED, message)
+
+
+def uid(value: str, field: str) -> str:
+    if not _UID.match(value):
+        raise _bad(f"{field} is no UID")
+    return value
+
+
+def name(value: str, field: str) -> str:
+    if not _SUBDOMAIN.match(value):
+        raise _bad(f"{field} is no Kubernetes name")
+    return value
+
+
+def label(value: str, field: str) -> str:
+    if not _LABEL.match(value):
+        raise _bad(f"{field} is no DNS label")
+    return value
+
+
+def ip(value: str, field: str) -> str:
+    try:
+        address = ipaddress.IPv4Address(value)
+    except ValueError:
+        raise _bad(f"{field} is no IPv4 address") from None
+    unusable = address.is_unspecified or address.is_multicast or address.is_loopback
+    if unusable and not (field.endswith("address") and address.is_loopback):
+        raise _bad(f"{field} is no address of a pod or node")
+    return str(address)
+
+
+def size(value: int, field: str) -> int:
+    if not 0 <= value <= _MAX_BYTES:
+        raise _bad(f"{field} is out of range")
+    return value
+
+
+def milliseconds(value: int, field: str) -> int:
+    if not 0 <= value <= _MAX_MS:
+        raise _bad(f"{field} is out of range")
+    return value
+
+
+def migration(ref: pb.MigrationRef) -> Migration:
+    if not 0 < ref.epoch < 1 << 62:
+        raise _bad("migration.epoch is not positive")
+    return Migration(
+        uid(ref.uid, "migration.uid"),
+        ref.epoch,
+        label(ref.namespace, "migration.namespace"),
+        name(ref.name, "migration.name"),
+    )
+
+
+def pod(ref: pb.PodRef) -> Pod:
+    return Pod(
+        label(ref.namespace, "pod.namespace"),
+        name(ref.name, "pod.name"),
+        uid(ref.uid, "pod.uid"),
+        ip(ref.ip, "pod.ip"),
+    )
+
+
+def peer(node: pb.PeerNode, field: str) -> PeerNode:
+    for port in (node.control_port, node.transfer_port):
+        if not 0 < port < 65536:
+            raise _bad(f"{field} has a port out of range")
+    return PeerNode(
+        name(node.name, f"{field}.name"),
+        ip(node.address, f"{field}.address"),
+        node.control_port,
+        node.transfer_port,
+    )
+
+
+def containers(names: list[str]) -> tuple[str, ...]:
+    result = tuple(label(value, "containers") for value in names)
+    if not 0 < len(result) <= _MAX_CONTAINERS or len(set(result)) != len(result):
+        raise _bad("containers are none, too many or repeated")
+    return result
+
+
+def addresses(values: list[pb.MovedAddress]) -> tuple[MovedAddress, ...]:
+    if len(values) > _MAX_ADDRESSES or len({value.ip for value in values}) != len(values):
+        raise _bad("addresses are too many or repeated")
+    return tuple(
+        MovedAddress(
+            ip(value.ip, "addresses.ip"),
+            ip(value.node_address, "addresses.node_address"),
+            name(value.node, "addresses.node"),
+            uid(value.pod_uid, "addresses.pod_uid"),
+        )
+        for value in values
+    )
+
+
+def node_report(report: pb.NodeReport) -> NodeFacts:
+    """What the source said about itself, as the operator passes it on."""
+    features = report.cpu_features
+    if len(features) > _MAX_FEATURES or len(report.versions) > _MAX_FEATURES:
+        raise _bad("source_report is too large")
+    tracking = report.dirty_tracking
+    return NodeFacts(
+        kernel=report.kernel,
+        architecture=report.architecture,
+        versions=dict(report.versions),
+        cpu_features=tuple(features),
+        tracking=Tracking(tracking) if tracking in set(Tracking) else Tracking.PAGE_HASH,
+        problems=(),
+        ip_pools=tuple(report.ip_pools),
+    )

@@ -1,0 +1,1 @@
+"""The bulk stream between two agents."""

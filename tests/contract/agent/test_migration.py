@@ -1,0 +1,297 @@
+"""Whole migrations over real gRPC and transfer streams; only the hosts are fake."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from fakes.cluster import MIGRATION, POD, SUCCESSOR, TIMEOUT, Cluster
+from fakes.cluster import cluster as make_cluster
+from fakes.host import IP
+from godwit_agent.hostops.model import Packet
+from godwit_api.errors import Rejected, Retryable
+from godwit_api.identity import node_dns_name
+from godwit_api.pb import agent_pb2 as pb
+from godwit_api.pb import agent_pb2_grpc
+from godwit_api.reasons import Reason
+from godwit_api.wire import error_of
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    yield from make_cluster(tmp_path)
+
+
+def test_a_pod_moves(cluster: Cluster) -> None:
+    cluster.prepare()
+    progress = cluster.copy()
+    assert progress[-1].converged
+    assert not any(p.converged for p in progress[:-1])
+    assert cluster.hand_over() == "10.244.2.9"
+    cluster.a.fake.captured = [Packet(time.time_ns() + 10**12, b"held")]
+    got = cluster.switch()
+    assert got.committed, got.failure
+    assert got.freeze_us > 0
+    assert {"freeze", "dump", "restore", "commit", "route", "run"} <= set(got.timings_us)
+    assert cluster.b.fake.running
+    assert b"held" in cluster.b.fake.injected
+    assert cluster.a.fake.killed
+    assert not cluster.a.fake.injected
+    store = cluster.b.fake.stores_here[MIGRATION].got
+    assert ("file", "app", b"data.txt", b"hello") in store
+    assert ("image", "app", "pstree.img", b"tree") in store
+    assert cluster.a.fake.held_here[IP].pod_uid == POD
+    cluster.finish()
+    assert cluster.a.steps() == ["Finished"]
+    assert cluster.b.steps() == ["Finished"]
+    assert not cluster.a.fake.guard_files
+    assert not cluster.b.fake.expected_pods
+    assert not cluster.b.fake.stores_here
+
+
+def test_the_order_of_the_switch(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.switch()
+    order = [
+        "b.start_daemons",
+        "a.dump_gated",
+        "a.hold_syns",
+        "a.freeze",
+        "a.drop",
+        "a.dump",
+        "a.dumped",
+        "a.images",
+        "b.complete",
+        "b.restore",
+        "a.route_via",
+        "b.route_local",
+        "b.open_door",
+        "b.resume",
+        "a.hold_address",
+        "a.finish_dump",
+        "a.kill",
+    ]
+    found = [cluster.world.index(effect) for effect in order]
+    assert found == sorted(found), cluster.world.since("a.hold_syns")
+    # changes are read while CRIU dumps, and before its images go
+    assert cluster.world.index("a.drop") < cluster.world.index("a.final_memory")
+    assert cluster.world.index("a.final_memory") < cluster.world.index("b.complete")
+
+
+def test_a_repeated_switch_answers_the_same(cluster: Cluster) -> None:
+    cluster.ready()
+    first = cluster.switch()
+    count = len(cluster.world.effects)
+    assert cluster.switch() == first
+    assert len(cluster.world.effects) == count
+    cluster.finish()
+    cluster.finish()
+
+
+FAILURES = [
+    "a.hold_syns",
+    "a.freeze",
+    "a.drop",
+    "a.dump",
+    "a.dumped",
+    "a.final_memory",
+    "a.final_files",
+    "a.images",
+    "b.complete",
+    "b.restore",
+]
+
+
+@pytest.mark.parametrize("effect", FAILURES)
+def test_every_failure_before_the_commit_thaws(cluster: Cluster, effect: str) -> None:
+    cluster.ready()
+    cluster.world.fail[effect] = OSError(f"{effect} is broken")
+    got = cluster.switch()
+    assert not got.committed
+    assert got.failure.reason
+    world = cluster.world
+    assert "b.resume" not in world.effects
+    assert "b.open_door" not in world.effects
+    assert "a.kill" not in world.effects
+    assert not cluster.a.fake.frozen_ids
+    back = ["a.reject", "a.thaw", "a.lift", "a.close_network"]
+    found = [world.index(step) for step in back]
+    assert found == sorted(found)
+    assert cluster.a.steps() == ["Thawed"]
+    assert "b.abort_restore" in world.effects
+    assert cluster.b.steps() == ["Refused"]
+    # the successor must not start empty as long as its object may live
+    assert SUCCESSOR in cluster.b.fake.expected_pods
+    # and the answer stays
+    assert cluster.switch() == got
+    cluster.abort_source(lift_guard=True)
+    cluster.abort_target()
+    assert not cluster.b.fake.expected_pods
+    assert not cluster.a.fake.guard_files
+    assert cluster.a.steps() == ["Aborted"]
+
+
+def test_held_packets_come_back_with_a_rollback(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.a.fake.captured = [Packet(time.time_ns() + 10**12, b"held")]
+    cluster.world.fail["b.restore"] = OSError("no")
+    cluster.switch()
+    assert cluster.a.fake.injected == [b"held"]
+    assert cluster.world.index("a.lift") < cluster.world.index("a.inject")
+
+
+def test_a_freeze_ends_in_time(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.world.fail["a.dumped"] = lambda: time.sleep(0.7)
+    start = time.monotonic()
+    got = cluster.switch(freeze_timeout_ms=300)
+    assert time.monotonic() - start < 5
+    assert not got.committed
+    assert got.failure.reason == Reason.FREEZE_TIMEOUT
+    assert not cluster.a.fake.frozen_ids
+
+
+def test_a_budget_that_cannot_be_met_is_refused_before_the_freeze(cluster: Cluster) -> None:
+    cluster.ready()
+    got = cluster.switch(budget_ms=10)
+    assert got.failure.reason == Reason.FREEZE_BUDGET_EXCEEDED
+    assert "a.freeze" not in cluster.world.effects
+    assert cluster.switch().committed
+
+
+def test_a_copy_that_does_not_converge_within_its_budget_is_over(cluster: Cluster) -> None:
+    cluster.prepare()
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.copy(budget_ms=1)
+    assert error_of(caught.value).reason is Reason.FREEZE_BUDGET_EXCEEDED
+
+
+def test_what_keeps_a_switch_from_beginning_can_be_repeated(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.world.fail["a.dump_gated"] = Retryable(Reason.DUMP_FAILED, "runc is slow today")
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.switch()
+    assert error_of(caught.value).reason is Reason.DUMP_FAILED
+    assert "a.freeze" not in cluster.world.effects
+    cluster.world.fail.clear()
+    assert cluster.switch().committed
+
+
+def test_a_lost_copy_is_made_again(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.a.stop()
+    cluster.a.start()
+    assert cluster.switch().committed
+
+
+def test_the_next_epoch_goes_back_to_the_source_node(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.world.fail["b.restore"] = OSError("no")
+    assert not cluster.switch().committed
+    cluster.world.fail.clear()
+    cluster.abort_source(lift_guard=False)
+    cluster.abort_target()
+    assert cluster.a.fake.guard_files
+    other = "33333333-3333-3333-3333-333333333333"
+    cluster.ready(2, cluster.a, other)
+    got = cluster.switch(2, cluster.a)
+    assert got.committed, got.failure
+    assert "a.route_via" not in cluster.world.effects
+    assert cluster.a.fake.routes_here[IP].interface == "veth9"
+    cluster.finish(2, cluster.a)
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.switch(1)
+    assert error_of(caught.value).reason is Reason.STALE_EPOCH
+
+
+def test_nothing_is_aborted_after_the_commit(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.switch()
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.abort_source(lift_guard=True)
+    assert isinstance(error_of(caught.value), Rejected)
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.abort_target()
+    assert isinstance(error_of(caught.value), Rejected)
+
+
+def test_names_decide_who_may_call(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.ready()
+    node = cluster.authority.store(tmp_path / "c", node_dns_name("c"))
+    with node.node_channel(cluster.b.address, cluster.b.config.control_port, "b") as channel:
+        stub = agent_pb2_grpc.NodeAgentStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.GetNode(pb.GetNodeRequest(), timeout=TIMEOUT)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        peer = agent_pb2_grpc.PeerStub(channel)
+        ref = cluster.ref()
+        calls: list[Callable[[], object]] = [
+            lambda: peer.Arm(pb.ArmRequest(migration=ref), timeout=TIMEOUT),
+            lambda: peer.Restore(pb.RestoreRequest(migration=ref), timeout=TIMEOUT),
+            lambda: peer.Run(pb.RunRequest(migration=ref), timeout=TIMEOUT),
+            lambda: peer.AbortRestore(pb.AbortRestoreRequest(migration=ref), timeout=TIMEOUT),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert error_of(caught.value).reason is Reason.WRONG_PEER
+    with cluster.operator.node_channel(
+        cluster.b.address, cluster.b.config.control_port, "b"
+    ) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            agent_pb2_grpc.PeerStub(channel).Run(
+                pb.RunRequest(migration=cluster.ref()), timeout=TIMEOUT
+            )
+        assert error_of(caught.value).reason is Reason.WRONG_PEER
+    assert "b.resume" not in cluster.world.effects
+
+
+def test_a_call_needs_a_deadline(cluster: Cluster) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.a.api.GetNode(pb.GetNodeRequest())
+    assert error_of(caught.value).reason is Reason.MALFORMED
+
+
+def test_checks_tell_everything_at_once(cluster: Cluster) -> None:
+    report = cluster.a.api.GetNode(pb.GetNodeRequest(), timeout=TIMEOUT)
+    assert (report.node, report.address, report.dirty_tracking) == (
+        "a",
+        "127.0.0.1",
+        "userfaultfd-wp",
+    )
+    source = cluster.a.api.CheckSource(
+        pb.CheckSourceRequest(migration=cluster.ref(), pod=cluster.pod()), timeout=TIMEOUT
+    )
+    assert not source.obstacles
+    assert source.containers[0].name == "app"
+    cluster.b.fake.cpu = ("sse",)
+    report.versions["criu"] = "3.0"
+    request = pb.CheckTargetRequest(
+        migration=cluster.ref(),
+        pod=cluster.pod(),
+        source=cluster.a.peer(),
+        source_report=report,
+    )
+    found = cluster.b.api.CheckTarget(request, timeout=TIMEOUT).obstacles
+    assert {o.reason for o in found} == {Reason.CPU_DIFFERS, Reason.VERSION_DIFFERS}
+
+
+def test_addresses_follow_the_list(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.switch()
+    here = pb.MovedAddress(ip=IP, node="b", node_address="127.0.0.2", pod_uid=SUCCESSOR)
+    empty = cluster.a.api.SyncAddresses(pb.SyncAddressesRequest(), timeout=TIMEOUT)
+    assert not empty.released, "a list from before the switch must not take it back"
+    cluster.finish()
+    wanted = pb.SyncAddressesRequest(addresses=[here])
+    for node in (cluster.a, cluster.b):
+        assert not node.api.SyncAddresses(wanted, timeout=TIMEOUT).released
+    assert cluster.a.fake.routes_here[IP].via == "127.0.0.2"
+    assert cluster.b.fake.routes_here[IP].interface == "veth9"
+    gone = cluster.a.api.SyncAddresses(pb.SyncAddressesRequest(), timeout=TIMEOUT)
+    assert list(gone.released) == [IP]
+    assert IP not in cluster.a.fake.routes_here
