@@ -6,6 +6,7 @@ The model is what must never go wrong: which copies of the process run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,10 +181,8 @@ def node(name: str) -> dict[str, Any]:
 
 async def make_nodes(api: KubeApi) -> None:
     for index, name in enumerate(NODE_NAMES, 1):
-        try:
+        with contextlib.suppress(ConflictError):
             await api.create(NODES, None, node(name))
-        except ConflictError:
-            pass
         status = {
             "conditions": [{"type": "Ready", "status": "True"}],
             "addresses": [{"type": "InternalIP", "address": f"10.0.0.{index}"}],
