@@ -23,7 +23,7 @@ D={_DIR}
 mkdir -p $D/rootfs $D/bundle
 ip netns add gwbase; nsenter --net=/run/netns/gwbase ip link set lo up
 mount -t tmpfs -o size=8g tmpfs $D/bundle
-mkdir $D/bundle/rootfs
+mkdir $D/bundle/rootfs $D/bundle/second
 ctr -n k8s.io images mount --rw "$1" $D/bundle/rootfs >/dev/null
 cat > $D/bundle/config.json
 """
@@ -38,6 +38,8 @@ sleep 6007 2>/dev/null | $R run -d --bundle $D gwbase 2>&1 | cat >$D/run.log &
 i=0
 until $R exec gwbase redis-cli ping >/dev/null 2>&1; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done
 $R exec gwbase redis-cli debug populate $1 data 1000 >/dev/null
+sed 's,:"/gwbase",:"/gwbase2",' $D/config.json > $D/second/config.json
+rm -f $D/t2
 t0=$(date +%s%N)
 $R checkpoint --image-path $D/img --work-path $D/dump --tcp-established --file-locks \\
    --manage-cgroups-mode ignore --lazy-pages --page-server 127.0.0.1:27077 --status-fd 9 \\
@@ -49,13 +51,13 @@ criu lazy-pages --page-server --address 127.0.0.1 --port 27077 -D $D/img -W $D/r
 until [ -e $D/restore/lazy-pages.socket ]; do
   [ $(($(date +%s%N)-t1)) -lt 5000000000 ] || exit 1
 done
-sleep 6007 2>/dev/null | $R restore -d --lazy-pages --image-path $D/img --work-path $D/restore \\
-   --tcp-established --file-locks --manage-cgroups-mode ignore --bundle $D gwbase2 \\
-   2>&1 | cat >$D/restore.log &
-until $R state gwbase2 2>/dev/null | grep -q '"running"'; do
+sleep 6007 2>/dev/null | {{ $R restore -d --lazy-pages --image-path $D/img \\
+   --work-path $D/restore --tcp-established --file-locks --manage-cgroups-mode ignore \\
+   --bundle $D/second gwbase2 2>&1 && date +%s%N >$D/t2; }} | cat >$D/restore.log &
+until [ -s $D/t2 ]; do
   [ $(($(date +%s%N)-t1)) -lt 20000000000 ] || {{ cat $D/restore.log; exit 1; }}
 done
-t2=$(date +%s%N)
+t2=$(cat $D/t2)
 echo "dump_ns=$((t1-t0)) restore_ns=$((t2-t1))"
 i=0; while $R state gwbase >/dev/null 2>&1 && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
 $R delete --force gwbase2 >/dev/null 2>&1 || true
@@ -77,7 +79,7 @@ true
 
 def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
     """The container's own OCI configuration, detached from its pod sandbox."""
-    config["root"] = {"path": "rootfs", "readonly": False}
+    config["root"] = {"path": f"{_DIR}/bundle/rootfs", "readonly": False}
     config["linux"]["cgroupsPath"] = "/gwbase"
     own = []
     for namespace in config["linux"]["namespaces"]:
@@ -105,7 +107,7 @@ def stock_criu(cluster: Cluster, pod: str, namespace: str, rounds: int = 5) -> f
     try:
         cluster.run(
             *("node", "exec", node, "--", "sh", "-c", _SETUP, "setup", image),
-            stdin=json.dumps(_by_hand(config)),
+            stdin=json.dumps(_by_hand(config), separators=(",", ":")),
         )
         for _ in range(rounds):
             printed = cluster.node_exec(node, "sh", "-c", _ROUND, "round", keys)
