@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import pytest
@@ -41,20 +42,17 @@ def after(step: Step, result: Result | None = None, **facts: object) -> Decision
 
 def test_the_way_of_a_stateful_pod() -> None:
     way = [Step.QUEUE]
-    facts: dict[str, object] = {}
+    facts: dict[str, Any] = {}
+    changes: dict[Step, dict[str, Any]] = {
+        Step.PREPARE_TARGET: {"attempt_open": True, "epoch": 1},
+        Step.ARM_RULE: {"guarded": True, "rule_proven": True},
+        Step.DELETE_POD: {"delete_intended": True, "source": Source.GONE},
+        Step.EXPECT_POD: {"expected": True},
+        Step.AWAIT_GATE: {"released": True},
+    }
     while way[-1] is not Step.SWITCH:
         way.append(after(way[-1], **facts).step)
-        facts |= {
-            Step.PREPARE_TARGET: {"attempt_open": True, "epoch": 1},
-            Step.ARM_RULE: {"guarded": True, "rule_proven": True},
-            Step.DELETE_POD: {"delete_intended": True, "source": Source.GONE},
-            Step.RELEASE_SUCCESSOR: {"expected": True},
-            Step.AWAIT_GATE: {"released": True},
-        }.get(way[-1], {})
-        if way[-1] is Step.ARM_RULE:
-            facts["rule_proven"] = True
-        if way[-1] is Step.EXPECT_POD:
-            facts["expected"] = True
+        facts |= changes.get(way[-1], {})
     assert [str(step) for step in way] == [
         "Queue",
         "Check",
