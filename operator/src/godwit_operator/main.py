@@ -140,7 +140,7 @@ def registry(operator: Operator) -> kopf.OperatorRegistry:
     """kopf's handlers: they only delegate."""
     handlers = kopf.OperatorRegistry()
 
-    @kopf.on.startup(registry=handlers)
+    @kopf.on.startup(registry=handlers, backoff=2.0)
     async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
         configure(settings)
         await operator.start()
