@@ -16,6 +16,7 @@ from typing import Any
 
 import kopf
 
+from godwit_api.identity import OPERATOR_DNS_NAME
 from godwit_api.migration import FINAL_PHASES, GROUP, PLURAL, VERSION, Phase
 from godwit_operator import kube, log
 from godwit_operator.addresses import Addresses
@@ -27,7 +28,6 @@ from godwit_operator.enrollment import (
     Enrollment,
     OperatorIdentity,
     load_authority,
-    operator_names,
     serve,
 )
 from godwit_operator.events import COMPONENT, Events
@@ -95,7 +95,7 @@ class Operator:
         """Identity, Enrollment, loops."""
         config = self.config
         authority = await load_authority(self.api, config.namespace)
-        identity = OperatorIdentity(authority, operator_names(config.service, config.namespace))
+        identity = OperatorIdentity(authority, [OPERATOR_DNS_NAME])
         self._pool = GrpcAgentPool(self.api, config.namespace, identity.current)
         addresses = Addresses(self.api, self._pool)
         self.ports = Ports(self.api, self._pool, addresses, self.queue, config.namespace)
