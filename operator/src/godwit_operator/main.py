@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from godwit_api.identity import OPERATOR_DNS_NAME
 from godwit_api.migration import FINAL_PHASES, GROUP, PLURAL, VERSION, Phase
@@ -190,7 +191,7 @@ async def run(config: Config) -> None:
     await kopf.operator(
         registry=registry(operator),
         standalone=True,
-        identity="godwit-operator",  # kopf would ask for a user name, and there is none
+        identity=Identity("godwit-operator"),  # kopf would ask for a user name, and there is none
         clusterwide=not namespaces,
         namespaces=namespaces,
         liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz",
