@@ -23,7 +23,7 @@ D={_DIR}
 mkdir -p $D/rootfs $D/bundle
 ip netns add gwbase; nsenter --net=/run/netns/gwbase ip link set lo up
 mount -t tmpfs -o size=8g tmpfs $D/bundle
-mkdir $D/bundle/rootfs
+mkdir $D/bundle/rootfs $D/bundle/second
 ctr -n k8s.io images mount --rw "$1" $D/bundle/rootfs >/dev/null
 cat > $D/bundle/config.json
 """
@@ -34,33 +34,40 @@ D={_DIR}/bundle; R="runc --root $D/runc"
 export PATH=/opt/godwit/criu:/opt/godwit/criu/bin:$PATH
 rm -rf $D/img $D/dump $D/restore; mkdir -p $D/img $D/dump $D/restore
 rm -f $D/status; mkfifo $D/status
-sleep 600 | $R run -d --bundle $D gwbase 2>$D/run.log | cat >/dev/null &
+sleep 6007 2>/dev/null | $R run -d --bundle $D gwbase 2>&1 | cat >$D/run.log &
 i=0
 until $R exec gwbase redis-cli ping >/dev/null 2>&1; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done
 $R exec gwbase redis-cli debug populate $1 data 1000 >/dev/null
+sed 's,:"/gwbase",:"/gwbase2",' $D/config.json > $D/second/config.json
+rm -f $D/t2
 t0=$(date +%s%N)
 $R checkpoint --image-path $D/img --work-path $D/dump --tcp-established --file-locks \\
    --manage-cgroups-mode ignore --lazy-pages --page-server 127.0.0.1:27077 --status-fd 9 \\
    gwbase 9>$D/status >/dev/null 2>$D/checkpoint.log &
-head -c 1 $D/status >/dev/null
+[ "$(head -c 1 $D/status | wc -c)" = 1 ] || {{ cat $D/checkpoint.log; exit 1; }}
 t1=$(date +%s%N)
 criu lazy-pages --page-server --address 127.0.0.1 --port 27077 -D $D/img -W $D/restore \\
    -o lazy.log >/dev/null 2>&1 &
-until [ -e $D/restore/lazy-pages.socket ]; do :; done
-sleep 600 | $R restore -d --lazy-pages --image-path $D/img --work-path $D/restore \\
-   --tcp-established --file-locks --manage-cgroups-mode ignore --bundle $D gwbase2 \\
-   2>$D/restore.log | cat >/dev/null &
-until [ "$($R state gwbase2 2>/dev/null | grep -c '"running"')" = 1 ]; do :; done
-t2=$(date +%s%N)
+until [ -e $D/restore/lazy-pages.socket ]; do
+  [ $(($(date +%s%N)-t1)) -lt 5000000000 ] || exit 1
+done
+sleep 6007 2>/dev/null | {{ $R restore -d --lazy-pages --image-path $D/img \\
+   --work-path $D/restore --tcp-established --file-locks --manage-cgroups-mode ignore \\
+   --bundle $D/second gwbase2 2>&1 && date +%s%N >$D/t2; }} | cat >$D/restore.log &
+until [ -s $D/t2 ]; do
+  [ $(($(date +%s%N)-t1)) -lt 20000000000 ] || {{ cat $D/restore.log; exit 1; }}
+done
+t2=$(cat $D/t2)
 echo "dump_ns=$((t1-t0)) restore_ns=$((t2-t1))"
 i=0; while $R state gwbase >/dev/null 2>&1 && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
 $R delete --force gwbase2 >/dev/null 2>&1 || true
 $R delete --force gwbase >/dev/null 2>&1 || true
-pkill -x sleep -P $$ 2>/dev/null || true
+pkill -f "^sleep 6007" || true
 """
 
 _CLEAN = f"""
 D={_DIR}
+pkill -f "^sleep 6007"
 for c in gwbase gwbase2; do runc --root $D/bundle/runc delete --force $c >/dev/null 2>&1; done
 ctr -n k8s.io images unmount --rm $D/bundle/rootfs >/dev/null 2>&1
 umount -l $D/bundle/rootfs $D/bundle 2>/dev/null
@@ -72,7 +79,7 @@ true
 
 def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
     """The container's own OCI configuration, detached from its pod sandbox."""
-    config["root"] = {"path": "rootfs", "readonly": False}
+    config["root"] = {"path": f"{_DIR}/bundle/rootfs", "readonly": False}
     config["linux"]["cgroupsPath"] = "/gwbase"
     own = []
     for namespace in config["linux"]["namespaces"]:
@@ -100,7 +107,7 @@ def stock_criu(cluster: Cluster, pod: str, namespace: str, rounds: int = 5) -> f
     try:
         cluster.run(
             *("node", "exec", node, "--", "sh", "-c", _SETUP, "setup", image),
-            stdin=json.dumps(_by_hand(config)),
+            stdin=json.dumps(_by_hand(config), separators=(",", ":")),
         )
         for _ in range(rounds):
             printed = cluster.node_exec(node, "sh", "-c", _ROUND, "round", keys)

@@ -112,7 +112,7 @@ class FakeNode:
         self.routes_here: dict[str, HostRoute] = {}
         self.held_here: dict[str, HeldAddress] = {}
         self.obstacles: tuple[object, ...] = ()
-        self.cpu = ("avx", "sse")
+        self.cpu: tuple[str, ...] = ("avx", "sse")
         self.drained = True
         self.killed = False
 

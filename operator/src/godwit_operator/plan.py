@@ -153,6 +153,8 @@ def _attempt(seen: Observation) -> Decision:
         case None:
             # A switch is never started blindly a second time.
             return Decision(Step.RESOLVE_SWITCH if seen.step is Step.SWITCH else seen.step)
+        case Done() if seen.step is Step.RESOLVE_SWITCH and seen.overdue:
+            return _fail(seen, _failure(Reason.TIMED_OUT, "The switch does not come to an end"))
         case Done():
             return Decision(_after(seen))
         case Again(failure):

@@ -198,8 +198,8 @@ class Node:
                 f"`testbed up --name {self.place.name}` brings it up"
             )
         return [
-            "nsenter", "-t", str(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--wd=/", "--",
-            "env", "-i", f"PATH={PATH}", "HOME=/root", f"TERM={os.environ.get('TERM', 'dumb')}",
+            "nsenter", "-t", str(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--",
+            "env", "-C", "/", "-i", f"PATH={PATH}", "HOME=/root", f"TERM={os.environ.get('TERM', 'dumb')}",
             *command,
         ]
 

@@ -6,6 +6,7 @@ node (its journal, its frozen cgroup) while the old one hangs in it.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from fakes.cluster import Cluster, Node
 from godwit_api.errors import Retryable
 from godwit_api.pb import agent_pb2 as pb
@@ -140,14 +142,12 @@ def test_a_source_whose_target_is_silent_stays_frozen(cluster: Cluster, crash: C
 def test_a_commit_record_that_cannot_be_written_rolls_back(
     cluster: Cluster, crash: Crash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     cluster.ready()
     real = os.fsync
-    failures = []
+    failures: list[str] = []
 
     def fsync(fd: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{fd}")
+        path = str(Path(f"/proc/self/fd/{fd}").readlink())
         if path.endswith("1.source") and b"Committed" in Path(path).read_bytes() and not failures:
             failures.append(path)
             raise OSError("no space")
@@ -164,13 +164,11 @@ def test_a_commit_record_that_cannot_be_written_rolls_back(
 def test_a_commit_record_of_unknown_fate_leaves_everything_frozen(
     cluster: Cluster, crash: Crash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     cluster.ready()
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{fd}")
+        path = str(Path(f"/proc/self/fd/{fd}").readlink())
         if path.endswith("1.source") and "b.restore" in cluster.world.effects:
             raise OSError("I/O error")
         real(fd)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -228,14 +228,16 @@ def test_names_decide_who_may_call(cluster: Cluster, tmp_path: Path) -> None:
             stub.GetNode(pb.GetNodeRequest(), timeout=TIMEOUT)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
         peer = agent_pb2_grpc.PeerStub(channel)
-        for call, request in (
-            (peer.Arm, pb.ArmRequest(migration=cluster.ref())),
-            (peer.Restore, pb.RestoreRequest(migration=cluster.ref())),
-            (peer.Run, pb.RunRequest(migration=cluster.ref())),
-            (peer.AbortRestore, pb.AbortRestoreRequest(migration=cluster.ref())),
-        ):
+        ref = cluster.ref()
+        calls: list[Callable[[], object]] = [
+            lambda: peer.Arm(pb.ArmRequest(migration=ref), timeout=TIMEOUT),
+            lambda: peer.Restore(pb.RestoreRequest(migration=ref), timeout=TIMEOUT),
+            lambda: peer.Run(pb.RunRequest(migration=ref), timeout=TIMEOUT),
+            lambda: peer.AbortRestore(pb.AbortRestoreRequest(migration=ref), timeout=TIMEOUT),
+        ]
+        for call in calls:
             with pytest.raises(grpc.RpcError) as caught:
-                call(request, timeout=TIMEOUT)
+                call()
             assert error_of(caught.value).reason is Reason.WRONG_PEER
     with cluster.operator.node_channel(
         cluster.b.address, cluster.b.config.control_port, "b"

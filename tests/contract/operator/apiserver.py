@@ -45,8 +45,8 @@ class ApiServer:
 
     def start(self) -> None:
         subprocess.run(["ip", "netns", "add", self.netns], check=True)
-        self._inside(["ip", "link", "set", "lo", "up"])
-        self._inside(["ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"])
+        self.inside(["ip", "link", "set", "lo", "up"])
+        self.inside(["ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"])
         self._credentials()
         d = self.directory
         self._spawn(
@@ -139,7 +139,7 @@ class ApiServer:
         subprocess.run(["ip", "netns", "del", self.netns], check=False)
         shutil.rmtree(self.directory / "etcd", ignore_errors=True)
 
-    def _inside(self, command: list[str]) -> None:
+    def inside(self, command: list[str]) -> None:
         subprocess.run(["nsenter", f"--net=/run/netns/{self.netns}", *command], check=True)
 
     def _spawn(self, name: str, command: list[str]) -> None:

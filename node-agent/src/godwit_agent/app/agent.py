@@ -79,8 +79,7 @@ class Agent:
     def _moving(self) -> frozenset[str]:
         """Addresses of migrations that are not over here."""
         found = set()
-        for key in self._journals.attempts():
-            journal = self._journals.open(key)
+        for journal in self._journals.readable():
             opened = journal.find(Step.OPENED)
             if opened and not journal.terminal:
                 found.add(str(opened.data["pod"]["ip"]))

@@ -31,7 +31,7 @@ class Guards:
         self._thread = threading.Thread(target=self._run, name="guards", daemon=True)
 
     def start(self) -> None:
-        self.renew()
+        self._try_renew()
         self._thread.start()
 
     def stop(self) -> None:
@@ -57,10 +57,13 @@ class Guards:
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds / 10):
-            try:
-                self.renew()
-            except (GodwitError, OSError) as error:
-                log.error("guards were not renewed", error=error)
+            self._try_renew()
+
+    def _try_renew(self) -> None:
+        try:
+            self.renew()
+        except (GodwitError, OSError) as error:
+            log.error("guards were not renewed", error=error)
 
     def _deadline(self) -> int:
         return int(time.time()) + self._seconds

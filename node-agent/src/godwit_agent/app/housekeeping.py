@@ -49,12 +49,11 @@ class Housekeeping:
 
     def forget_old(self) -> None:
         """Journals that have been over for long; repeated calls are not expected any more."""
-        keys = self._journals.attempts()
-        for uid in {key.uid for key in keys}:
-            journals = [self._journals.open(key) for key in keys if key.uid == uid]
+        live = self._journals.live()
+        for uid in {key.uid for key in self._journals.attempts()} - live:
+            journals = [journal for journal in self._journals.readable() if journal.key.uid == uid]
             newest = max((j.records[-1].at for j in journals if j.records), default=0.0)
-            over = all(journal.terminal or not journal.records for journal in journals)
-            if over and time.time() - newest > self._keep_s:
+            if time.time() - newest > self._keep_s:
                 self._journals.forget(uid)
 
     def _run(self) -> None:

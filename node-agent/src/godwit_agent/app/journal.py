@@ -152,7 +152,8 @@ class Journal:
 
     @property
     def terminal(self) -> bool:
-        return self.last in TERMINAL
+        """Nothing is left to do; also when not even the first line was written."""
+        return self.last is None or self.last in TERMINAL
 
     def close(self) -> None:
         os.close(self._fd)
@@ -193,9 +194,18 @@ class JournalStore:
         """Zero for an unknown migration."""
         return max((key.epoch for key in self.attempts(uid)), default=0)
 
+    def readable(self) -> Iterator[Journal]:
+        """All journals but damaged ones: those concern their own migration only."""
+        for key in self.attempts():
+            try:
+                yield self.open(key)
+            except Unsafe:
+                continue
+
     def live(self) -> frozenset[str]:
-        """UIDs of migrations that are not over on this node."""
-        return frozenset(key.uid for key in self.attempts() if not self.open(key).terminal)
+        """UIDs of migrations that are not known to be over on this node."""
+        over = {journal.key for journal in self.readable() if journal.terminal}
+        return frozenset(key.uid for key in self.attempts() if key not in over)
 
     def forget(self, uid: str) -> None:
         """Removes everything about a migration whose journals are all terminal."""

@@ -168,6 +168,7 @@ class Leaving:
             failures = [error for dump in self._dumps.values() if (error := _try(dump.reject))]
             if failures:
                 raise failures[0]
+            self._dumps.clear()
             return
         for container in self.state.containers:
             self._host.dumps.recover(container, self._uid)

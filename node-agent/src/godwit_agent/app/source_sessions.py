@@ -68,11 +68,13 @@ class SourceSessions:
             session.processes.close()
 
     def end_all(self, uid: str) -> None:
-        """A migration is over: so are the attempts that were parked before."""
+        """A migration is over: so are the attempts that were parked before, and its store."""
         for key in self._journals.attempts(uid):
             journal = self._journals.open(key)
             if key.role is Role.SOURCE and not journal.terminal:
                 journal.append(Step.ABORTED)
+        if uid not in self._journals.live():  # else this node is its target, too
+            self._host.stores.destroy(uid)
 
     def _from_journal(self, key: Key) -> SourceSession | None:
         journal = self._journals.get(key)

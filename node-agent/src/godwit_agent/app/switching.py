@@ -21,7 +21,7 @@ from godwit_api.reasons import Reason
 
 _WARM_TIMEOUT_S = 5.0
 _ARM_TIMEOUT_S = 20.0
-_ABORT_TIMEOUT_S = 10.0
+_ABORT_TIMEOUT_S = 3.0
 
 
 class Switcher:
@@ -123,9 +123,12 @@ class Switcher:
         session.journal.append(Step.THAWED, {"outcome": outcome.to_json()})
         log.warning("switch rolled back", **self._keys, reason=why.reason, message=why.message)
         session.close_outlet()
-        try:
-            self._peer.abort_restore(session.migration, _ABORT_TIMEOUT_S)
-        except GodwitError as error:
-            # it asks us, and hears that we have aborted
-            log.warning("target was not told of the rollback", **self._keys, error=error)
+        self._tell_target()
         return outcome
+
+    def _tell_target(self) -> None:
+        """Not for long: a target that does not hear it asks, and hears that we have aborted."""
+        try:
+            self._peer.abort_restore(self._session.migration, _ABORT_TIMEOUT_S)
+        except GodwitError as error:
+            log.warning("target was not told of the rollback", **self._keys, error=error)

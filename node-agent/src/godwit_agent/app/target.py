@@ -65,11 +65,13 @@ class Target:
                     raise Rejected(Reason.MALFORMED, "this attempt was prepared differently")
                 return
             self._require_no_other(migration)
-            journal = self._journals.open(Key(migration.uid, migration.epoch, Role.TARGET))
-            if journal.records:
-                raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({journal.last})")
+            key = Key(migration.uid, migration.epoch, Role.TARGET)
+            former = self._journals.get(key)
+            if former and former.records:
+                raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({former.last})")
             arriving = Arriving(self._host, migration.uid, migration.epoch, pod.ip)
             arriving.create_store(containers, memory_bytes)
+            journal = self._journals.open(key)
             journal.append(
                 Step.OPENED,
                 {
@@ -216,13 +218,10 @@ class Target:
             with watch.part("after_resume"):
                 if not record:
                     self._replay(session, watch)
-            if not record:
-                record = session.journal.append(
-                    Step.RESUMED,
-                    {"resumed_unix_ns": resumed_ns, "timings_us": watch.parts_us},
-                )
-            log.info("running", **_keys(session), **watch.parts_us)
-            return Ran(record.data["resumed_unix_ns"], record.data["timings_us"])
+                    data = {"resumed_unix_ns": resumed_ns, "timings_us": dict(watch.parts_us)}
+                    session.journal.append(Step.RESUMED, data)
+                log.info("running", **_keys(session), **watch.parts_us)
+            return Ran(resumed_ns, watch.parts_us)
 
     def _replay(self, session: TargetSession, watch: Stopwatch) -> None:
         """Held packets are wanted, not needed: a failure here is not the process's."""
@@ -263,6 +262,8 @@ class Target:
             session.pod.disarm()
             session.pod.forget(wait_for_pages=runs)
             session.journal.append(step)
+            if migration.uid not in self._journals.live():  # else this node is its source, too
+                self._host.stores.destroy(migration.uid)
         with self._lock:
             self._sessions.pop((migration.uid, migration.epoch), None)
         log.info("target over", **_keys(session), step=step)

@@ -33,16 +33,28 @@ _LIMITS = (
 _POLL_SECONDS = 0.0003
 
 
-def guard_path(container_id: str, controller: str) -> str:
-    """Host path of a guard cgroup in one hierarchy (``freezer``, ``name=systemd``, "" for v2)."""
-    if not _ID.match(container_id):
-        raise Rejected(Reason.MALFORMED, f"container id {container_id!r}")
-    return str(_MOUNT / controller.removeprefix("name=") / _GUARD / container_id)
-
-
 def guard_paths(container: Container) -> dict[str, str]:
     """Controller to guard cgroup, in the form of ``Container.cgroups`` (and runc's state)."""
-    return {name: guard_path(container.id, name) for name in container.cgroups}
+    _check(container.id)
+    return {
+        name: str(_MOUNT / _hierarchy(name, path) / _GUARD / container.id)
+        for name, path in container.cgroups.items()
+    }
+
+
+def _hierarchy(controller: str, path: str) -> str:
+    """Directory of a hierarchy below the mount; "" when v2 is alone there.
+
+    Hybrid machines have v2 beside v1, at "unified" and without controllers.
+    """
+    if controller == "":
+        return "unified" if path.startswith(str(_MOUNT / "unified")) else ""
+    return controller.removeprefix("name=")
+
+
+def _check(container_id: str) -> None:
+    if not _ID.match(container_id):
+        raise Rejected(Reason.MALFORMED, f"container id {container_id!r}")
 
 
 class HostCgroups:
@@ -60,15 +72,13 @@ class HostCgroups:
         return [
             path
             for path in sorted(self._base.iterdir())
-            if not path.is_symlink()
-            and (path / "cgroup.procs").exists()
-            and not (path / "cgroup.controllers").exists()
+            if not path.is_symlink() and (path / "cgroup.procs").exists()
         ]
 
     def _guards(self, container_id: str) -> Iterator[Path]:
-        name = Path(guard_path(container_id, "")).name
+        _check(container_id)
         for hierarchy in self._hierarchies():
-            path = hierarchy / _GUARD / name
+            path = hierarchy / _GUARD / container_id
             if path.is_dir():
                 yield path
 
@@ -79,10 +89,11 @@ class HostCgroups:
             source = self._layout.local(home)
             if not source.is_dir():
                 continue
-            self._move(source, self._make(container.id, controller, source))
+            target = self._layout.local(guard_paths(container)[controller])
+            self._make(target, controller, source)
+            self._move(source, target)
 
-    def _make(self, container_id: str, controller: str, source: Path) -> Path:
-        target = self._layout.local(guard_path(container_id, controller))
+    def _make(self, target: Path, controller: str, source: Path) -> None:
         top = target.parent
         for path in (top, target):
             path.mkdir(exist_ok=True)
@@ -102,7 +113,6 @@ class HostCgroups:
                 (target / "devices.deny").write_text("a")
                 for line in allowed:
                     (target / "devices.allow").write_text(line)
-        return target
 
     @staticmethod
     def _move(source: Path, target: Path) -> None:
@@ -122,7 +132,7 @@ class HostCgroups:
         """Moves the processes back where the runtime had put them, thawed."""
         self.thaw([container.id])
         for controller, home in container.cgroups.items():
-            guard = self._layout.local(guard_path(container.id, controller))
+            guard = self._layout.local(guard_paths(container)[controller])
             if not guard.is_dir():
                 continue
             back = self._layout.local(home)
@@ -136,7 +146,9 @@ class HostCgroups:
         found = []
         for container_id in container_ids:
             for path in self._guards(container_id):
-                if (path / "freezer.state").exists() or (path / "cgroup.freeze").exists():
+                # of a hybrid machine's two freezers CRIU knows the one of v1 only
+                unified = path.parent.parent == self._base
+                if (path / "freezer.state").exists() or unified:
                     found.append(path)
         return found
 

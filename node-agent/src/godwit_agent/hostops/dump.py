@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from godwit_agent.hostops import procs, repair, survive
-from godwit_agent.hostops.cgroups import HostCgroups
+from godwit_agent.hostops.cgroups import guard_paths
 from godwit_agent.hostops.gate import Gate
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, HostPath
@@ -179,9 +179,8 @@ class HostGatedDump:
 class HostDumps:
     """The real ``Dumps``."""
 
-    def __init__(self, layout: Layout, cgroups: HostCgroups, hooks: Hooks) -> None:
+    def __init__(self, layout: Layout, hooks: Hooks) -> None:
         self._layout = layout
-        self._cgroups = cgroups
         self._hooks = hooks
 
     def prepare(self, container: Container, migration_uid: str) -> HostGatedDump:
@@ -192,11 +191,7 @@ class HostDumps:
             (path / name).mkdir(mode=0o700, parents=True)
         (path / "criu.conf").write_text(_OPTIONS)
         Gate(path).make()
-        guards = {
-            controller: self._cgroups.directory(container.id, controller)
-            for controller in container.cgroups
-        }
-        write_shadow(self._layout, container, guards, path / "runc")
+        write_shadow(self._layout, container, guard_paths(container), path / "runc")
         return HostGatedDump(self._layout, self._hooks, container, directory)
 
     def recover(self, container: Container, migration_uid: str) -> None:

@@ -8,6 +8,7 @@ forgotten; nothing but the trackers lives from pass to pass.
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import time
@@ -25,7 +26,7 @@ from godwit_api.errors import Aborted, Retryable
 from godwit_api.reasons import Reason
 
 BOOTSTRAP_TREE = "bootstrap-pstree.img"
-BOOTSTRAP_INVENTORY = "bootstrap-inventory.img"
+DESCRIPTORS = "descriptors.json"
 
 _BUFFER_BYTES = 2 << 20
 _WORDS_PER_PAGE = PAGE // 8
@@ -65,7 +66,8 @@ class HostSourceMemory:
         for container in self._containers:
             processes = procs.processes(container.init_pid)
             yield container.name, BOOTSTRAP_TREE, tree.encode(processes)
-            yield container.name, BOOTSTRAP_INVENTORY, tree.inventory()
+            descriptors = json.dumps(list(container.external_descriptors)).encode()
+            yield container.name, DESCRIPTORS, descriptors
 
     def round(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         try:

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable
+from pathlib import Path
 
 _SYS_PIDFD_GETFD = 438  # the same on all architectures (asm-generic/unistd.h)
 _TCP_REPAIR = 19
@@ -41,7 +42,7 @@ def _sockets(pid: int) -> Iterable[tuple[int, str]]:
         return
     for name in names:
         with contextlib.suppress(OSError):
-            match = _SOCKET.match(os.readlink(f"{directory}/{name}"))
+            match = _SOCKET.match(str(Path(directory, name).readlink()))
             if match:
                 yield int(name), match[1]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -15,6 +17,23 @@ from godwit_api.wire import status_of
 
 T = TypeVar("T")
 _NO_DEADLINE_S = 86_400.0
+
+
+class LongCalls:
+    """Calls that hold a thread for long may hold some of them only: a thread must always be
+    free for the other agent, which waits inside a freeze."""
+
+    def __init__(self, count: int) -> None:
+        self._free = threading.BoundedSemaphore(count)
+
+    @contextlib.contextmanager
+    def enter(self) -> Iterator[None]:
+        if not self._free.acquire(blocking=False):
+            raise Retryable(Reason.IN_PROGRESS, "this agent serves too many long calls")
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def deadline(context: grpc.ServicerContext) -> float:

@@ -10,7 +10,7 @@ import grpc
 
 from godwit_agent.app.agent import Agent
 from godwit_agent.server import auth, decode, encode
-from godwit_agent.server.edge import answer, deadline, stream
+from godwit_agent.server.edge import LongCalls, answer, deadline, stream
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.pb import agent_pb2_grpc
 
@@ -23,6 +23,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._long = LongCalls(agent.config.worker_threads // 2)
 
     def GetNode(self, request: pb.GetNodeRequest, context: _Context) -> pb.NodeReport:
         return _serve(context, "GetNode", lambda _: encode.node_report(self._agent))
@@ -68,6 +69,10 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
 
     def Copy(self, request: pb.CopyRequest, context: _Context) -> Iterator[pb.CopyProgress]:
         def work() -> Iterator[pb.CopyProgress]:
+            with self._long.enter():
+                yield from copy()
+
+        def copy() -> Iterator[pb.CopyProgress]:
             auth.require_operator(context.auth_context())
             until = deadline(context)
             progress = self._agent.source.copy(
@@ -102,21 +107,23 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
     def AwaitGate(self, request: pb.AwaitGateRequest, context: _Context) -> pb.AwaitGateResponse:
         def work(until: float) -> pb.AwaitGateResponse:
             migration = decode.migration(request.migration)
-            native = self._agent.target.await_gate(migration, until, context.is_active)
+            with self._long.enter():
+                native = self._agent.target.await_gate(migration, until, context.is_active)
             return pb.AwaitGateResponse(native_ip=native)
 
         return _serve(context, "AwaitGate", work)
 
     def Switch(self, request: pb.SwitchRequest, context: _Context) -> pb.SwitchResponse:
         def work(until: float) -> pb.SwitchResponse:
-            outcome = self._agent.source.switch(
-                decode.migration(request.migration),
-                decode.pod(request.pod),
-                decode.peer(request.target, "target"),
-                budget_ms=decode.milliseconds(request.freeze_budget_ms, "freeze_budget_ms"),
-                timeout_ms=decode.milliseconds(request.freeze_timeout_ms, "freeze_timeout_ms"),
-                deadline=until,
-            )
+            with self._long.enter():
+                outcome = self._agent.source.switch(
+                    decode.migration(request.migration),
+                    decode.pod(request.pod),
+                    decode.peer(request.target, "target"),
+                    budget_ms=decode.milliseconds(request.freeze_budget_ms, "freeze_budget_ms"),
+                    timeout_ms=decode.milliseconds(request.freeze_timeout_ms, "freeze_timeout_ms"),
+                    deadline=until,
+                )
             return encode.outcome(outcome)
 
         return _serve(context, "Switch", work)

@@ -43,8 +43,8 @@ _ACK = struct.Struct(">Q")
 
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
-# CRIU's image files (core-1.img, tmpfs-dev-63.tar.gz.img), runc's descriptors.json
-_IMAGE_NAME = re.compile(r"(?!.*\.\.)[a-z0-9][A-Za-z0-9_.-]{0,95}\.(img|json|tar\.gz)\Z")
+# CRIU's files (core-1.img, tmpfs-dev-63.tar.gz.img, stats-dump), runc's descriptors.json
+_IMAGE_NAME = re.compile(r"(?!.*\.\.)[a-z0-9][A-Za-z0-9_.-]{0,95}\Z")
 
 
 class Kind(IntEnum):

@@ -1,0 +1,13 @@
+"""Placeholder."""
+
+from __future__ import annotations
+from collections.abc import Mapping
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import PodState
+
+
+class TargetFiles:
+    def __init__(self, layout: Layout, staging: Mapping[str, str]) -> None: ...
+    def apply(self, container: str, header: bytes, body: memoryview) -> None: ...
+    def bind(self, successor: PodState) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,94 @@
+"""Pages of one container on the target: one sparse file per process, offset = address.
+
+The file is the pages file of the image directory that CRIU's page daemon
+serves from (see ``memory.pagemap``). It lies in the store's tmpfs. Pages that
+are zero stay holes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from godwit_agent.memory import pagemap
+from godwit_agent.memory.pagemap import Entry
+from godwit_agent.memory.pageset import PageSet
+from godwit_api.errors import Aborted
+from godwit_api.reasons import Reason
+
+_PUNCH_HOLE, _KEEP_SIZE = 2, 1  # linux/falloc.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+
+@dataclass(slots=True)
+class _Process:
+    fd: int
+    have: PageSet = field(default_factory=PageSet)
+    data: PageSet = field(default_factory=PageSet)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class PageStore:
+    """``write`` and ``zero`` may be called from several threads."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._processes: dict[int, _Process] = {}
+        self._lock = threading.Lock()
+
+    def write(self, vpid: int, vaddr: int, data: memoryview) -> None:
+        process = self._process(vpid)
+        at = 0
+        while at < len(data):
+            at += os.pwrite(process.fd, data[at:], vaddr + at)
+        with process.lock:
+            process.have.add(vaddr, vaddr + len(data))
+            process.data.add(vaddr, vaddr + len(data))
+
+    def zero(self, vpid: int, vaddr: int, length: int) -> None:
+        process = self._process(vpid)
+        with process.lock:
+            if process.data.touches(vaddr, vaddr + length):
+                punch = _PUNCH_HOLE | _KEEP_SIZE
+                if _libc.fallocate(process.fd, punch, vaddr, length):
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number))
+            process.have.add(vaddr, vaddr + length)
+
+    def complete(self, vpid: int, entries: tuple[Entry, ...]) -> int:
+        """Writes the daemon's page map for what CRIU's has as lazy; its bytes.
+        ``Aborted(VerifyFailed)`` when a page has not come."""
+        ranges = pagemap.lazy_ranges(entries)
+        process = self._process(vpid)
+        for start, end in ranges:
+            missing = process.have.first_missing(start, end)
+            if missing is not None:
+                message = f"process {vpid}: the page at {missing:#x} has not been sent"
+                raise Aborted(Reason.VERIFY_FAILED, message)
+        if ranges:
+            os.ftruncate(process.fd, ranges[-1][1])
+        content = pagemap.encode(vpid, pagemap.for_sparse_file(ranges))
+        (self._directory / f"pagemap-{vpid}.img").write_bytes(content)
+        return sum(end - start for start, end in ranges)
+
+    def close(self) -> None:
+        with self._lock:
+            for process in self._processes.values():
+                os.close(process.fd)
+            self._processes.clear()
+
+    def _process(self, vpid: int) -> _Process:
+        process = self._processes.get(vpid)
+        if process is None:
+            with self._lock:
+                process = self._processes.get(vpid)
+                if process is None:
+                    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                    fd = os.open(self._directory / f"pages-{vpid}.img", flags, 0o600)
+                    process = self._processes[vpid] = _Process(fd)
+        return process

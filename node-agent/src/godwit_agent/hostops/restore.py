@@ -1,0 +1,121 @@
+"""The target's restores (``Restores``): the hook runs them, here they are let go and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable
+
+from godwit_agent.hostops import procs
+from godwit_agent.hostops.gate import Gate
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import Restored, Slot
+from godwit_agent.hostops.ports import Hooks
+from godwit_agent.hostops.smallfiles import read_json
+from godwit_agent.memory import tree
+from godwit_agent.memory.protobuf import ImageError
+from godwit_api.errors import Aborted, Retryable
+from godwit_api.reasons import Reason
+
+_STOPPED = {"T"}
+_DEAD = {"Z", "X"}
+_ERROR = re.compile(r"^.*\bError \(.*$", re.MULTILINE)
+
+
+class HostRestores:
+    """The real ``Restores``."""
+
+    def __init__(self, layout: Layout, hooks: Hooks) -> None:
+        self._layout = layout
+        self._hooks = hooks
+
+    def wait_waiting(self, slot: Slot, timeout_s: float) -> str:
+        directory = self._layout.local(slot.directory)
+        gate = Gate(directory)
+
+        def look() -> bool | None:
+            return True if gate.waiting() or (directory / "result.json").exists() else None
+
+        if self._hooks.wait(look, timeout_s) is None:
+            message = f"container {slot.container} has not come to the gate yet"
+            raise Retryable(Reason.TIMED_OUT, message, delay_seconds=0.2)
+        if (directory / "result.json").exists():
+            raise self._failure(slot, Reason.SUCCESSOR_FAILED, "ended before its time")
+        try:
+            return (directory / "claimed").read_text().strip()
+        except FileNotFoundError as error:
+            message = f"container {slot.container} waits but nobody has claimed it"
+            raise Aborted(Reason.SUCCESSOR_FAILED, message) from error
+
+    def restore(self, slot: Slot, timeout_s: float) -> Restored:
+        directory = self._layout.local(slot.directory)
+        try:
+            Gate(directory).open()
+        except Aborted as error:
+            raise self._failure(slot, Reason.RESTORE_FAILED, error.message) from error
+
+        result = self._hooks.wait(lambda: read_json(directory / "result.json"), timeout_s)
+        if result is None:
+            message = f"container {slot.container}: no result after {timeout_s:g} s"
+            raise Aborted(Reason.RESTORE_FAILED, message)
+        if result.get("exit_code") != 0:
+            raise self._failure(slot, Reason.RESTORE_FAILED, str(result.get("error", "")))
+        return self._check(slot, str(result["container_id"]), int(result["pid"]))
+
+    def resume(self, restored: Iterable[Restored]) -> int:
+        pids = [pid for one in restored for pid in one.pids]
+        before = time.time_ns()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        return before
+
+    def find(self, slot: Slot) -> Restored | None:
+        result = read_json(self._layout.local(slot.directory) / "result.json")
+        if result is None or result.get("exit_code") != 0:
+            return None
+        pid = int(result["pid"])
+        pids = procs.tree(pid)
+        if not pids or procs.is_zombie(pid) or procs.vpid(pid) != 1:
+            return None
+        return Restored(slot.container, str(result["container_id"]), pid, pids)
+
+    def abort(self, slot: Slot) -> None:
+        directory = self._layout.local(slot.directory)
+        restored = self.find(slot)
+        if restored is None:
+            Gate(directory).refuse()
+            restored = self.find(slot)
+        if restored is not None:
+            # the first process of a PID namespace takes all others with it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(restored.init_pid, signal.SIGKILL)
+
+    def _check(self, slot: Slot, container_id: str, init_pid: int) -> Restored:
+        try:
+            image = (self._layout.local(slot.images) / "pstree.img").read_bytes()
+            expected = {item.pid for item in tree.decode(image)}
+        except (OSError, ImageError) as error:
+            raise Aborted(Reason.VERIFY_FAILED, f"pstree.img: {error}") from error
+        pids = procs.tree(init_pid)
+        there = {procs.vpid(pid) for pid in pids}
+        if there != expected:
+            message = f"container {slot.container}: processes {there} were restored, not {expected}"
+            raise Aborted(Reason.VERIFY_FAILED, message)
+        for pid in pids:
+            states = procs.states(pid)
+            if not states or states - _STOPPED - _DEAD:
+                message = f"container {slot.container}: process {pid} is not stopped: {states}"
+                raise Aborted(Reason.VERIFY_FAILED, message)
+        return Restored(slot.container, container_id, init_pid, pids)
+
+    def _failure(self, slot: Slot, reason: Reason, what: str) -> Aborted:
+        """With CRIU's own words, which say more than the runtime's."""
+        text = ""
+        with contextlib.suppress(OSError):
+            log = self._layout.local(slot.work) / "restore.log"
+            text = "; ".join(_ERROR.findall(log.read_text(errors="replace"))[:3])
+        return Aborted(reason, f"container {slot.container}: {what} {text}".strip())

@@ -1,0 +1,376 @@
+"""Two nodes and a client on one machine, without Kubernetes: namespaces over a Debian root.
+
+A node is a mount and a network namespace. Its "pods" are plain runc containers
+laid out as containerd's CRI lays them out, so that the real ports find them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import Slot
+from godwit_agent.hostops.netns import NetnsThread
+
+BASE = Path(os.environ.get("GODWIT_BASE", "/var/cache/godwit/seed/base"))
+HERE = Path(__file__).parent
+RUNC_ROOT = "/run/containerd/runc/k8s.io"
+TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
+
+_SETUP = """
+set -e
+mount --make-rprivate /
+mkdir -p {dir}/up {dir}/work {dir}/root
+mount -t overlay overlay -o lowerdir={base},upperdir={dir}/up,workdir={dir}/work {dir}/root
+cd {dir}/root
+mkdir -p old base
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount --rbind /dev dev
+mount --rbind /sys/fs/cgroup sys/fs/cgroup
+mount -t tmpfs -o size=8g,mode=755 tmpfs run
+mount -t tmpfs tmpfs tmp
+mount --bind {base} base
+pivot_root . old
+umount -l /old
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+ip link set lo up
+echo 1 > /proc/sys/net/ipv4/ip_forward
+mkdir -p /opt/godwit/criu /opt/godwit/gate {tasks} {runc}
+ln -sf /usr/sbin/criu /opt/godwit/criu/criu
+echo ready
+exec sleep 100000
+"""
+
+
+def run(*argv: str, check: bool = True) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{argv}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+@dataclass
+class Node:
+    name: str
+    address: str
+    process: subprocess.Popen[str]
+    directory: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(host_pid=self.pid, host_netns=f"/proc/{self.pid}/ns/net")
+
+    def run(self, *argv: str, check: bool = True) -> str:
+        return run(*self.layout.command(*argv, netns=f"/proc/{self.pid}/ns/net"), check=check)
+
+    def popen(self, *argv: str, **options: object) -> subprocess.Popen[bytes]:
+        command = self.layout.command(*argv, netns=f"/proc/{self.pid}/ns/net")
+        return subprocess.Popen(command, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@dataclass
+class Pod:
+    """A sandbox and one container on a node."""
+
+    node: Node
+    uid: str
+    ip: str
+    sandbox_id: str
+    container_id: str
+    pause: subprocess.Popen[bytes]
+    host_interface: str
+    cgroup: str
+    output: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+
+class Lab:
+    """Nodes ``a`` and ``b`` and the client's namespace ``ext``, joined by one bridge in ``ext``."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._stack = contextlib.ExitStack()
+        self._scratch = scratch
+        self.tag = uuid.uuid4().hex[:6]
+        try:
+            self._make()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _make(self) -> None:
+        self.client = self._namespace()
+        self._in_client("ip", "link", "set", "lo", "up")
+        self._in_client("ip", "link", "add", "br0", "type", "bridge")
+        self._in_client("ip", "addr", "add", "10.99.0.1/24", "dev", "br0")
+        self._in_client("ip", "link", "set", "br0", "up")
+        self.a = self._node("a", "10.99.0.11")
+        self.b = self._node("b", "10.99.0.12")
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def route(self, ip: str, node: Node) -> None:
+        self._in_client("ip", "route", "replace", f"{ip}/32", "via", node.address)
+
+    def _in_client(self, *argv: str) -> str:
+        return run("nsenter", f"--net=/proc/{self.client.pid}/ns/net", *argv)
+
+    def _namespace(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", "echo ready; exec sleep 100000"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._stack.callback(_end, process)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def _node(self, name: str, address: str) -> Node:
+        directory = self._scratch / name
+        directory.mkdir()
+        setup = _SETUP.format(dir=directory, base=BASE, tasks=TASKS, runc=RUNC_ROOT)
+        process = subprocess.Popen(
+            ["unshare", "--mount", "--net", "--uts", "--ipc", "bash", "-c", setup],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        self._stack.callback(_end, process)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        node = Node(name, address, process, directory)
+        self._in_client(
+            *("ip", "link", "add", f"v{name}", "type", "veth"),
+            *("peer", "name", "up0", "netns", str(node.pid)),
+        )
+        self._in_client("ip", "link", "set", f"v{name}", "master", "br0", "up")
+        node.run("ip", "addr", "add", f"{address}/24", "dev", "up0")
+        node.run("ip", "link", "set", "up0", "up")
+        node.run("ip", "route", "add", "default", "via", "10.99.0.1")
+        gate = node.layout.local("/opt/godwit/gate/criu")
+        run("gcc", "-O1", "-static", "-o", str(gate), str(HERE / "gate_stub.c"))
+        return node
+
+    # -- pods ---------------------------------------------------------------------------------
+    def sandbox(self, node: Node, ip: str) -> Pod:
+        """A pod's network: point to point, as the CNI plugin ``ptp`` makes it."""
+        number = uuid.uuid4().hex
+        pause = node.popen(
+            *("unshare", "--net", "--ipc", "--uts", "sleep", "100000"),
+            stdin=subprocess.DEVNULL,
+        )
+        while Path(f"/proc/{pause.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.005)
+        host = f"h{number[:6]}"
+        enter = ("nsenter", f"--net=/proc/{pause.pid}/ns/net", "ip")
+        node.run(
+            *("ip", "link", "add", host, "type", "veth", "peer", "name", "eth0"),
+            *("netns", str(pause.pid)),
+        )
+        run(*enter, "link", "set", "lo", "up")
+        run(*enter, "addr", "add", f"{ip}/32", "dev", "eth0")
+        run(*enter, "link", "set", "eth0", "up")
+        run(*enter, "route", "add", "169.254.1.1", "dev", "eth0")
+        run(*enter, "route", "add", "default", "via", "169.254.1.1")
+        node.run("ip", "addr", "add", "169.254.1.1/32", "dev", host)
+        node.run("ip", "link", "set", host, "up")
+        sandbox_id, container_id = f"s{number[:12]}", f"c{number[:12]}"
+        pod = Pod(
+            node, str(uuid.uuid4()), ip, sandbox_id, container_id, pause, host,
+            f"/godwit-lab-{self.tag}/{container_id}",
+        )  # fmt: skip
+        self._bundle(pod, sandbox_id, "sandbox", {})
+        node.layout.local(f"{TASKS}/{sandbox_id}/init.pid").write_text(str(pause.pid))
+        self._stack.callback(self._remove, pod)
+        return pod
+
+    def bundle(self, pod: Pod, argv: list[str]) -> str:
+        """The container's bundle, root mounted; returns its host path."""
+        node = pod.node
+        node.run("mkdir", "-p", f"{TASKS}/{pod.container_id}")
+        directory = f"{TASKS}/{pod.container_id}"
+        for name in ("rootfs", "upper", "work", "shm", "data"):
+            node.run("mkdir", "-p", f"{directory}/{name}")
+        options = f"lowerdir=/base,upperdir={directory}/upper,workdir={directory}/work"
+        node.run("mount", "-t", "overlay", "overlay", "-o", options, f"{directory}/rootfs")
+        node.run("mount", "-t", "tmpfs", "shm", f"{directory}/shm")
+        spec = json.loads(
+            node.run("sh", "-c", "cd /tmp && rm -f config.json && runc spec && cat config.json")
+        )
+        spec["process"].update(args=argv, terminal=False, cwd="/data", rlimits=[])
+        spec["root"] = {"path": "rootfs", "readonly": False}
+        bind = {"type": "bind", "options": ["rbind", "rprivate", "rw"]}
+        spec["mounts"] = [one for one in spec["mounts"] if one["destination"] != "/dev/shm"]
+        spec["mounts"] += [
+            {"destination": "/dev/shm", "source": f"{directory}/shm", **bind},
+            {"destination": "/data", "source": f"{directory}/data", **bind},
+        ]
+        spec["linux"]["cgroupsPath"] = pod.cgroup
+        spec["linux"]["namespaces"] = [
+            {"type": "pid"}, {"type": "mount"},
+            {"type": "network", "path": f"/proc/{pod.pause.pid}/ns/net"},
+            {"type": "ipc", "path": f"/proc/{pod.pause.pid}/ns/ipc"},
+            {"type": "uts", "path": f"/proc/{pod.pause.pid}/ns/uts"},
+        ]  # fmt: skip
+        self._bundle(pod, pod.container_id, "container", spec)
+        return directory
+
+    def start(self, pod: Pod, argv: list[str]) -> None:
+        directory = self.bundle(pod, argv)
+        process = pod.node.popen(
+            *("runc", "--root", RUNC_ROOT, "run", "--detach", "--bundle", directory),
+            *("--pid-file", f"{directory}/init.pid", pod.container_id),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        pod.output.append(process)
+        if process.wait(20):
+            assert process.stdout
+            raise AssertionError(process.stdout.read())
+
+    def restore(self, pod: Pod, slot: Slot, argv: list[str]) -> threading.Thread:
+        """What the hook does at ``create``, in a thread."""
+        directory = self.bundle(pod, argv)
+        layout = pod.node.layout
+
+        def work() -> None:
+            path = layout.local(slot.directory)
+            (path / "claimed").write_text(pod.container_id)
+            process = pod.node.popen(
+                *("env", f"GODWIT_GATE={slot.directory}", "PATH=/opt/godwit/gate:/usr/sbin:/usr/bin"),
+                *(f"CRIU_CONFIG_FILE={slot.directory}/criu.conf", "runc", "--root", RUNC_ROOT),
+                *("restore", "--detach", "--lazy-pages", "--tcp-established", "--file-locks"),
+                *("--manage-cgroups-mode", "ignore", "--image-path", slot.images),
+                *("--work-path", slot.work, "--bundle", directory),
+                *("--pid-file", f"{directory}/init.pid", pod.container_id),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            pod.output.append(process)
+            code = process.wait()
+            assert process.stdout
+            text = process.stdout.read().decode() if code else ""
+            pid = 0 if code else int(layout.local(f"{directory}/init.pid").read_text())
+            result = {
+                "container_id": pod.container_id,
+                "exit_code": code,
+                "pid": pid,
+                "error": text,
+            }
+            (path / ".result").write_text(json.dumps(result))
+            (path / ".result").rename(path / "result.json")
+            with contextlib.suppress(OSError):
+                fd = os.open(layout.local("/run/godwit/doorbell"), os.O_WRONLY | os.O_NONBLOCK)
+                os.write(fd, b"!")
+                os.close(fd)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread
+
+    def _bundle(self, pod: Pod, identifier: str, kind: str, spec: dict[str, object]) -> None:
+        directory = pod.node.layout.local(f"{TASKS}/{identifier}")
+        directory.mkdir(exist_ok=True, parents=True)
+        spec["annotations"] = {
+            "io.kubernetes.cri.container-type": kind,
+            "io.kubernetes.cri.sandbox-id": pod.sandbox_id,
+            "io.kubernetes.cri.sandbox-uid": pod.uid,
+            "io.kubernetes.cri.sandbox-name": "redis-0",
+            "io.kubernetes.cri.sandbox-namespace": "default",
+        }
+        if kind == "container":
+            spec["annotations"]["io.kubernetes.cri.container-name"] = "main"  # type: ignore[index]
+        (directory / "config.json").write_text(json.dumps(spec))
+        options = {"BinaryName": "/opt/godwit/bin/godwit-runc"}
+        (directory / "options.json").write_text(json.dumps(options))
+
+    def _remove(self, pod: Pod) -> None:
+        pod.node.run(
+            "runc", "--root", RUNC_ROOT, "delete", "--force", pod.container_id, check=False
+        )
+        pod.pause.kill()
+        pod.pause.wait()
+        for process in pod.output:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+        for path in Path("/sys/fs/cgroup").glob(f"*/{pod.cgroup.lstrip('/')}"):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+                path.parent.rmdir()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+class Counter:
+    """One TCP connection that increments a counter all the time and remembers its longest wait."""
+
+    def __init__(self, lab: Lab, ip: str, port: int = 6379) -> None:
+        self._thread = NetnsThread(f"/proc/{lab.client.pid}/ns/net")
+        self._socket = self._thread.call(lambda: socket.create_connection((ip, port), 5))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.settimeout(20)
+        self.replies = 0
+        self.worst_ms = 0.0
+        self.error: Exception | None = None
+        self._stop = threading.Event()
+        self._worker = threading.Thread(target=self._run, daemon=True)
+        self._worker.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                begin = time.monotonic()
+                reply = self.ask(b"INCR n\r\n")
+                self.worst_ms = max(self.worst_ms, (time.monotonic() - begin) * 1000)
+                self.replies += 1
+                if reply != b":%d\r\n" % self.replies:
+                    raise AssertionError(f"reply {reply!r} after {self.replies}")
+                time.sleep(0.001)
+        except (OSError, AssertionError) as error:
+            self.error = error
+
+    def ask(self, command: bytes) -> bytes:
+        self._socket.sendall(command)
+        data = b""
+        while not data.endswith(b"\r\n"):
+            got = self._socket.recv(4096)
+            if not got:
+                raise ConnectionResetError("closed by the pod")
+            data += got
+        return data
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._worker.join(25)
+        self._socket.close()
+        self._thread.close()
+
+
+@contextlib.contextmanager
+def lab(scratch: Path) -> Iterator[Lab]:
+    made = Lab(scratch)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,251 @@
+"""A process with memory and connections really moves between two nodes, or really stays.
+
+No Kubernetes: runc containers in namespaces, the real ports, and a sink that
+hands every byte straight to the target's store.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from godwit_agent.hostops.cgroups import HostCgroups
+from godwit_agent.hostops.dump import HostDumps, HostGatedDump
+from godwit_agent.hostops.hooks import HookFiles
+from godwit_agent.hostops.memory import HostSourceMemory
+from godwit_agent.hostops.model import PodState, Tracking
+from godwit_agent.hostops.network import HostNetworks, HostPodNetwork
+from godwit_agent.hostops.pods import HostPods
+from godwit_agent.hostops.restore import HostRestores
+from godwit_agent.hostops.store import HostStores, HostTargetStore
+from host.lab import BASE, Counter, Lab, Node, Pod, lab
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not (BASE / "usr/sbin/criu").exists(), reason=f"no CRIU in {BASE}"),
+]
+
+REDIS = ["redis-server", "--protected-mode", "no", "--save", "", "--enable-debug-command", "yes"]
+IP = "10.98.0.5"
+MB = int(os.environ.get("GODWIT_TEST_MB", "200"))
+
+
+@pytest.fixture
+def scene() -> Iterator[Lab]:
+    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))  # noqa: S108
+    with lab(scratch) as made:
+        yield made
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Agent:
+    """The ports of one node."""
+
+    def __init__(self, node: Node) -> None:
+        layout = node.layout
+        self.hooks = HookFiles(layout)
+        self.pods = HostPods(layout)
+        self.cgroups = HostCgroups(layout)
+        self.dumps = HostDumps(layout, self.hooks)
+        self.stores = HostStores(layout)
+        self.restores = HostRestores(layout, self.hooks)
+        self.networks = HostNetworks(layout)
+
+    def network(self, pod: PodState) -> HostPodNetwork:
+        assert pod.link
+        return self.networks.open(
+            pod.sandbox.netns, pod.link.host_interface, pod.link.pod_mac, pod.link.host_mac
+        )
+
+
+class Marks:
+    """Named parts of a freeze, printed at its end."""
+
+    def __init__(self) -> None:
+        self._last = self._begin = time.monotonic()
+        self._parts: list[str] = []
+
+    def __call__(self, name: str) -> None:
+        now = time.monotonic()
+        self._parts.append(f"{name} {1000 * (now - self._last):.1f}")
+        self._last = now
+
+    def __str__(self) -> str:
+        return f"{1000 * (self._last - self._begin):.1f} ms: " + ", ".join(self._parts)
+
+
+def start_redis(scene: Lab, node: Node) -> tuple[Pod, PodState]:
+    pod = scene.sandbox(node, IP)
+    scene.start(pod, REDIS)
+    node.run("ip", "route", "add", f"{IP}/32", "dev", pod.host_interface)
+    scene.route(IP, node)
+    counter = None
+    for _ in range(100):
+        try:
+            counter = Counter(scene, IP)
+            break
+        except OSError:
+            time.sleep(0.05)
+    assert counter
+    counter.stop()
+    assert counter.error is None
+    filler = Counter(scene, IP)
+    filler.stop()
+    node.run(
+        *("nsenter", f"--net=/proc/{pod.pause.pid}/ns/net"),
+        *("redis-cli", "debug", "populate", str(MB * 1000), "key", "1000"),
+    )
+    node.run("nsenter", f"--net=/proc/{pod.pause.pid}/ns/net", "redis-cli", "del", "n")
+    return pod, HostPods(node.layout).find(pod.uid)
+
+
+def copy(memory: HostSourceMemory, store: HostTargetStore, rounds: int = 4) -> None:
+    for container, name, content in memory.bootstrap():
+        store.image(container, name, 0, len(content), memoryview(content))
+    for number in range(rounds):
+        stats = memory.round(store)
+        print(f"round {number}: {stats}")
+        time.sleep(0.2)
+
+
+def test_redis_moves_with_its_connection(scene: Lab) -> None:
+    """Counter exact, same connection, memory complete, source gone."""
+    source, target = Agent(scene.a), Agent(scene.b)
+    pod, state = start_redis(scene, scene.a)
+    container, uid = state.containers[0], str(uuid.uuid4())
+    counter = Counter(scene, IP)
+
+    source.stores.create_source(uid)
+    store = target.stores.create_target(uid, ("main",), MB << 20)
+    memory = HostSourceMemory(state, Tracking.USERFAULTFD)
+    copy(memory, store)
+
+    source.cgroups.guard(container)
+    successor = scene.sandbox(scene.b, IP)
+    scene.restore(successor, store.slots()["main"], REDIS)
+    target.restores.wait_waiting(store.slots()["main"], 10)
+    arrived = target.pods.find(successor.uid)
+    store.bind(arrived)
+    store.start_daemons()
+    here, there = source.network(state), target.network(arrived)
+    there.close_door()
+    dump = source.dumps.prepare(container, uid)
+    assert isinstance(dump, HostGatedDump)
+    dump.wait_waiting(10)
+    memory.round(store)
+    time.sleep(0.3)
+    counter.worst_ms = 0
+
+    held_from = here.hold_syns()
+    time.sleep(0.02)
+    marks = Marks()
+    frozen = source.cgroups.freeze([container.id], 5)
+    marks("freeze")
+    here.drop()
+    marks("drop")
+    dump.open_gate()
+    errors: list[Exception] = []
+
+    def last() -> None:
+        try:
+            print("final", memory.final(store))
+        except Exception as error:
+            errors.append(error)
+
+    helper = threading.Thread(target=last)
+    helper.start()
+    dump.wait_dumped(10)
+    marks("dump")
+    helper.join()
+    assert not errors
+    marks("pages")
+    for name, content in dump.images():
+        store.image("main", name, 0, len(content), memoryview(content))
+    marks("images")
+    totals = store.complete()
+    marks("complete")
+    restored = target.restores.restore(store.slots()["main"], 10)
+    marks("restore")
+    # the commit record would be written here
+    scene.b.run("ip", "route", "add", f"{IP}/32", "dev", successor.host_interface)
+    scene.a.run("ip", "route", "replace", f"{IP}/32", "via", scene.b.address)
+    marks("routes")
+    there.open_door()
+    target.restores.resume([restored])
+    marks("resume")
+    packets = here.held(syn_since_ns=held_from, since_ns=frozen)
+    print("replayed", there.inject(packets))
+    marks("replay")
+    print(marks)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    dump.finish()
+    source.cgroups.kill([container.id])
+    print(f"finish {1000 * (time.monotonic() - begin):.0f} ms")
+    time.sleep(0.5)
+    print(f"totals {totals}; worst reply {counter.worst_ms:.1f} ms of {counter.replies}")
+    counter.stop()
+    assert counter.error is None
+    assert store.drained(10)
+    size = scene.b.run(
+        "nsenter", f"--net=/proc/{successor.pause.pid}/ns/net", "redis-cli", "dbsize"
+    )
+    assert int(size) == MB * 1000 + 1
+    memory.close()
+    here.close()
+    there.close()
+    store.destroy()
+    target.stores.destroy(uid)
+    source.stores.destroy(uid)
+    assert container.id not in source.cgroups.list()
+
+
+def test_redis_stays_after_a_dump_that_is_rejected(scene: Lab) -> None:
+    """The connection lives and the gap is the freeze, not a retransmission timeout."""
+    source = Agent(scene.a)
+    pod, state = start_redis(scene, scene.a)
+    container, uid = state.containers[0], str(uuid.uuid4())
+    counter = Counter(scene, IP)
+    source.stores.create_source(uid)
+    source.cgroups.guard(container)
+    here = source.network(state)
+    dump = source.dumps.prepare(container, uid)
+    dump.wait_waiting(10)
+    time.sleep(0.3)
+    counter.worst_ms = 0
+
+    held_from = here.hold_syns()
+    time.sleep(0.02)
+    marks = Marks()
+    source.cgroups.freeze([container.id], 5)
+    dropped = here.drop()
+    dump.open_gate()
+    dump.wait_dumped(10)
+    marks("dump")
+    time.sleep(0.1)
+    dump.reject()
+    marks("reject")
+    assert source.cgroups.frozen(container.id)
+    source.cgroups.thaw([container.id])
+    marks("thaw")
+    lifted = here.lift()
+    here.inject(here.held(syn_since_ns=held_from, since_ns=dropped, until_ns=lifted))
+    marks("replay")
+    print(marks)
+    time.sleep(0.5)
+    print(f"worst reply {counter.worst_ms:.1f} ms of {counter.replies}")
+    counter.stop()
+    assert counter.error is None
+    source.cgroups.unguard(container)
+    assert source.cgroups.list() == ()
+    here.close()
+    source.stores.destroy(uid)
