@@ -91,6 +91,7 @@ class Retirement:
         namespace = environment["GODWIT_NAMESPACE"]
         self._pods = f"/api/v1/namespaces/{namespace}/pods"
         self._apps = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
+        self._started: list[str] = []
         self._owner = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -108,12 +109,17 @@ class Retirement:
             return 1
         found = list(pages(self._api, "/api/v1/nodes"))
         marked = [node for node in found if LABEL in (node["metadata"].get("labels") or {})]
-        self._end_agents()
         here = [node["metadata"]["name"] for node in marked if reachable(node)]
         away = [node["metadata"]["name"] for node in marked if not reachable(node)]
-        for node in here:
-            self._start(node)
-        failed = self._wait(here)
+        failed = dict.fromkeys(here, "")
+        self._end_agents()
+        try:
+            for node in here:
+                self._start(node)
+            failed = self._wait(here)
+        finally:
+            if failed:
+                self._revive_agents()
         if away:
             _say(f"not Ready, so left as they are: {', '.join(away)}")
         for node, message in failed.items():
@@ -122,13 +128,7 @@ class Retirement:
 
     def _end_agents(self) -> None:
         """No agent, and no installer that would prepare the node again."""
-        unmatched = {"godwit.io/retired": "true"}
-        patch = {"spec": {"template": {"spec": {"nodeSelector": unmatched}}}}
-        try:
-            self._api.call("PATCH", f"{self._apps}/{self._daemon_set}", patch, MERGE)
-        except urllib.error.HTTPError as error:
-            if error.code != 404:
-                raise
+        self._select_nodes("true")
         listed = f"{self._pods}?labelSelector={self._agents}"
 
         def ended() -> bool:
@@ -140,7 +140,26 @@ class Retirement:
         if not until(ended, _AGENTS_SECONDS):
             _say("agents that do not end are left behind; their nodes are undone all the same")
 
+    def _revive_agents(self) -> None:
+        """The release is still installed: its agents come back, and prepare their nodes."""
+        for node in list(self._started):
+            self._call_unless_gone("DELETE", f"{self._pods}/{pod_name(node)}")
+        self._select_nodes(None)
+
+    def _select_nodes(self, value: str | None) -> None:
+        selector = {"nodeSelector": {"godwit.io/retired": value}}
+        patch = {"spec": {"template": {"spec": selector}}}
+        self._call_unless_gone("PATCH", f"{self._apps}/{self._daemon_set}", patch)
+
+    def _call_unless_gone(self, method: str, path: str, body: Any = None) -> None:
+        try:
+            self._api.call(method, path, body, MERGE)
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+
     def _start(self, node: str) -> None:
+        self._started.append(node)
         try:
             self._api.call("POST", self._pods, pod_for(node, self._template, self._owner))
         except urllib.error.HTTPError as error:
@@ -157,6 +176,7 @@ class Retirement:
                 status = self._api.call("GET", path)["status"]
                 if status.get("phase") == "Succeeded":
                     self._api.call("DELETE", path)
+                    self._started.remove(node)
                     del waiting[node]
                 elif said := _last_words(status):
                     waiting[node] = said
