@@ -150,6 +150,7 @@ class Handover(View, frozen=True):
     committed: bool = False
     attempt_open: bool = False
     copied: bool = False
+    lost: bool = False
     returns: int = 0
     failed_targets: list[str] = []
     failure: Failure | None = None

@@ -25,9 +25,7 @@ from godwit_operator.inspection import Obstructed
 from godwit_operator.kube import MIGRATIONS, PODS, ConflictError, NotFoundError, find
 from godwit_operator.plan import (
     Again,
-    Committed,
     Decision,
-    Done,
     Failed,
     InvariantError,
     Observation,
@@ -41,10 +39,11 @@ from godwit_operator.status import (
     encode,
     enter,
     merge_patch,
+    observation,
     seconds,
     waiting,
 )
-from godwit_operator.steps import ENDS, INTERRUPTIBLE, Step, bound_seconds
+from godwit_operator.steps import ENDS, INTERRUPTIBLE, Step
 
 log = logging.getLogger(__name__)
 _REPORT_SECONDS = 0.5
@@ -93,6 +92,7 @@ class Driver:
         self._migration: PodMigration | None = None
         self._raw: dict[str, object] = {}
         self._reported = 0.0
+        self._logged: tuple[Step, str] | None = None
 
     async def run(self) -> None:
         """Until the end, or until told to stop."""
@@ -148,30 +148,13 @@ class Driver:
     async def _observe(
         self, migration: PodMigration, status: Status, result: Result | None
     ) -> Observation:
-        note = status.handover
-        step = Step(status.step) if status.step else Step.QUEUE
-        bound = bound_seconds(step, migration.spec.timeouts)
-        started = seconds(note.step_started) if note.step_started else self._clock()
-        if step is Step.RESOLVE_SWITCH:  # it alternates with Switch: both together are bounded
-            started = seconds(status.phase_transition_timestamps[-1].timestamp)
-        return Observation(
-            step=step,
-            result=result,
+        return observation(
+            migration,
+            status,
+            result,
             source=await self._source(migration, status),
-            epoch=status.epoch,
-            bare=note.owner_kind == "",
             cancel=self._cancelled(migration),
-            overdue=self._clock() - started > bound,
-            attempt_open=note.attempt_open,
-            guarded=note.guarded,
-            rule_proven=note.rule_proven,
-            delete_intended=note.delete_intended,
-            expected=note.expected,
-            released=note.released,
-            committed=note.committed,
-            returning=bool(status.epoch) and status.target_node == status.source_node,
-            returns=note.returns,
-            failure=note.failure,
+            now=self._clock(),
         )
 
     async def _source(self, migration: PodMigration, status: Status) -> Source:
@@ -264,12 +247,17 @@ class Driver:
         except (NotFoundError, ConflictError) as failure:
             reason = Failure(reason=Reason.INTERNAL, message=f"{step}: {failure}")
             tried.result, tried.delay = Again(reason), 0.5
-        if not isinstance(tried.result, Done | Committed | None):
-            log.info(
-                "step not done",
-                extra={"migration": migration.key, "step": str(step), "cause": str(tried.result)},
-            )
+        if isinstance(tried.result, Again | Failed):
+            self._log_cause(migration, step, tried.result.failure)
         return tried
+
+    def _log_cause(self, migration: PodMigration, step: Step, failure: Failure) -> None:
+        """Once for each reason: a wait is asked about many times a second."""
+        told = (step, failure.reason)
+        if told != self._logged:
+            self._logged = told
+            keys = {"migration": migration.key, "step": str(step), "reason": failure.reason}
+            log.info("step not done", extra=keys | {"cause": failure.message})
 
     async def _interruptible(
         self, effects: Effects, step: Step, cancelled_before: bool

@@ -16,6 +16,7 @@ from typing import Any
 
 import kopf
 
+from godwit_api.identity import OPERATOR_DNS_NAME
 from godwit_api.migration import FINAL_PHASES, GROUP, PLURAL, VERSION, Phase
 from godwit_operator import kube, log
 from godwit_operator.addresses import Addresses
@@ -27,7 +28,6 @@ from godwit_operator.enrollment import (
     Enrollment,
     OperatorIdentity,
     load_authority,
-    operator_names,
     serve,
 )
 from godwit_operator.events import COMPONENT, Events
@@ -95,7 +95,7 @@ class Operator:
         """Identity, Enrollment, loops."""
         config = self.config
         authority = await load_authority(self.api, config.namespace)
-        identity = OperatorIdentity(authority, operator_names(config.service, config.namespace))
+        identity = OperatorIdentity(authority, [OPERATOR_DNS_NAME])
         self._pool = GrpcAgentPool(self.api, config.namespace, identity.current)
         addresses = Addresses(self.api, self._pool)
         self.ports = Ports(self.api, self._pool, addresses, self.queue, config.namespace)
@@ -140,7 +140,7 @@ def registry(operator: Operator) -> kopf.OperatorRegistry:
     """kopf's handlers: they only delegate."""
     handlers = kopf.OperatorRegistry()
 
-    @kopf.on.startup(registry=handlers)
+    @kopf.on.startup(registry=handlers, backoff=2.0)
     async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
         configure(settings)
         await operator.start()
@@ -190,6 +190,7 @@ async def run(config: Config) -> None:
     await kopf.operator(
         registry=registry(operator),
         standalone=True,
+        identity="godwit-operator",  # kopf would ask for a user name, and there is none
         clusterwide=not namespaces,
         namespaces=namespaces,
         liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz",

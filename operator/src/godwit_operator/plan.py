@@ -89,6 +89,7 @@ class Observation:
     committed: bool = False
     returning: bool = False  # the target is the source node itself
     returns: int = 0
+    lost: bool = False  # no process is left, or nobody wants it
     failure: Failure | None = None  # the first one; kept to the end
 
 
@@ -215,14 +216,26 @@ def _fail(seen: Observation, failure: Failure) -> Decision:
 
 
 def _back(seen: Observation) -> Decision:
-    """The pod is where it was: give everything up. Best effort at the agents."""
-    gives_up = seen.step in {Step.RELEASE_SOURCE, Step.DROP_TARGET}
-    done = isinstance(seen.result, Done)
-    failed = isinstance(seen.result, Failed) or (seen.result is not None and seen.overdue)
-    if done or (gives_up and failed):
-        following = BACK[BACK.index(seen.step) + 1 :]
-        return Decision(following[0] if following else Step.ABORTED)
-    return Decision(seen.step)
+    """The pod is where it was: give everything up.
+
+    An agent that can be reached must lift its guard, however long that takes.
+    Without an agent nobody renews the guard, and it lapses.
+    """
+    match seen.result:
+        case Done():
+            over = True
+        case Failed():
+            over = seen.step in {Step.RELEASE_SOURCE, Step.DROP_TARGET}
+        case Again(failure) if seen.step is Step.RELEASE_SOURCE:
+            over = seen.overdue and failure.reason == Reason.AGENT_MISSING
+        case Again():
+            over = seen.overdue and seen.step is Step.DROP_TARGET
+        case _:
+            over = False
+    if not over:
+        return Decision(seen.step)
+    following = BACK[BACK.index(seen.step) + 1 :]
+    return Decision(following[0] if following else Step.ABORTED)
 
 
 def _onward(seen: Observation) -> Decision:
@@ -274,8 +287,7 @@ def _forward(seen: Observation) -> Decision:
 
 def _keeps_guard(seen: Observation) -> bool:
     """Whether the process still has to be brought into a successor."""
-    lost = seen.failure is not None and seen.failure.reason in LOST
-    return seen.delete_intended and seen.source is not Source.PRESENT and not lost
+    return seen.delete_intended and seen.source is not Source.PRESENT and not seen.lost
 
 
 def _stalled(seen: Observation, failure: Failure) -> Failure:
@@ -288,13 +300,14 @@ def _failure(reason: Reason, message: str) -> Failure:
     return Failure(reason=reason, message=message)
 
 
+def is_lost(failure: Failure | None) -> bool:
+    return failure is not None and failure.reason in LOST
+
+
 def check(seen: Observation, decision: Decision) -> None:
     """The safety argument, as assertions on one decision."""
     committed = seen.committed or decision.committed
-    failure = seen.failure or decision.failure
-    lost = bool(failure and failure.reason in LOST) or bool(
-        decision.failure and decision.failure.reason in LOST
-    )
+    lost = seen.lost or is_lost(decision.failure)
     pod_deleted = seen.delete_intended and seen.source is not Source.PRESENT
     closes_now = seen.step is Step.ABORT_ATTEMPT and isinstance(seen.result, Done)
     facts = replace(seen, attempt_open=seen.attempt_open and not closes_now)

@@ -24,8 +24,8 @@ from godwit_api.migration import (
     Status,
 )
 from godwit_api.reasons import Reason
-from godwit_operator.plan import Decision
-from godwit_operator.steps import ENDS, Step, phase_of
+from godwit_operator.plan import Decision, Observation, Result, Source, is_lost
+from godwit_operator.steps import ENDS, Step, bound_seconds, phase_of
 
 _MAX_TRANSITIONS = 64
 Object = dict[str, Any]
@@ -65,6 +65,8 @@ def enter(migration: PodMigration, status: Status, decision: Decision, now: floa
         note = msgspec.structs.replace(note, committed=True)
     if decision.failure is not None and note.failure is None:
         note = msgspec.structs.replace(note, failure=decision.failure)
+    if is_lost(decision.failure):
+        note = msgspec.structs.replace(note, lost=True)
     match step:
         case Step.PREPARE_TARGET:
             note = msgspec.structs.replace(note, attempt_open=True)
@@ -90,6 +92,43 @@ def enter(migration: PodMigration, status: Status, decision: Decision, now: floa
     return with_conditions(migration, status, now)
 
 
+def observation(
+    migration: PodMigration,
+    status: Status,
+    result: Result | None,
+    *,
+    source: Source,
+    cancel: bool,
+    now: float,
+) -> Observation:
+    """What the planner looks at."""
+    note = status.handover
+    step = Step(status.step) if status.step else Step.QUEUE
+    started = seconds(note.step_started) if note.step_started else now
+    if step is Step.RESOLVE_SWITCH:  # it alternates with Switch: both together are bounded
+        started = seconds(status.phase_transition_timestamps[-1].timestamp)
+    return Observation(
+        step=step,
+        result=result,
+        source=source,
+        epoch=status.epoch,
+        bare=note.owner_kind == "",
+        cancel=cancel,
+        overdue=now - started > bound_seconds(step, migration.spec.timeouts),
+        attempt_open=note.attempt_open,
+        guarded=note.guarded,
+        rule_proven=note.rule_proven,
+        delete_intended=note.delete_intended,
+        expected=note.expected,
+        released=note.released,
+        committed=note.committed,
+        returning=bool(status.epoch) and status.target_node == status.source_node,
+        returns=note.returns,
+        lost=note.lost,
+        failure=note.failure,
+    )
+
+
 def waiting(migration: PodMigration, status: Status, failure: Failure, now: float) -> Status:
     """Status that tells what the present step is waiting for."""
     told = msgspec.structs.replace(status, message=_clip(failure.message))
@@ -113,7 +152,7 @@ def _told(status: Status, note: Handover, step: Step) -> tuple[str, str]:
             return reason, _clip(message)
         case Step.QUEUE:
             return Reason.PENDING, ""
-        case _ if failure is not None:
+        case _ if failure is not None and not note.committed:
             return failure.reason, _clip(f"Going back: {failure.message}")
         case _:
             return Reason.IN_PROGRESS, ""

@@ -1,5 +1,7 @@
 """Fake agents behind real gRPC servers with the operator's own certificates."""
 
+# ruff: noqa: N802 -- the names of the proto file
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

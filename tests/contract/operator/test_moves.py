@@ -63,7 +63,7 @@ class Scene:
 
     async def workload(self, kind: str) -> Object:
         """Start it and wait for its pod."""
-        template = {
+        template: Object = {
             "metadata": {"labels": {"app": "redis"}},
             "spec": {
                 "runtimeClassName": "godwit",

@@ -6,6 +6,7 @@ The model is what must never go wrong: which copies of the process run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class World:
     addresses: dict[str, list[pb.MovedAddress]] = field(default_factory=dict)
     empty_starts: list[str] = field(default_factory=list)
     copy_gate: asyncio.Event | None = None
+    sandbox_seconds: float = 0.0  # from a successor's address to its process
 
     def called(self, node: str, call: str, epoch: int) -> None:
         self.calls.append((node, call, epoch))
@@ -88,6 +90,7 @@ class FakeAgent:
         self._note("await_gate", request.migration)
         for _ in range(int(seconds * 20)):
             if any(node == self.node for node in self.world.expected.values()):
+                await asyncio.sleep(self.world.sandbox_seconds)
                 return
             await asyncio.sleep(0.05)
         raise Retryable(Reason.TIMED_OUT, "no successor at the gate")
@@ -178,10 +181,8 @@ def node(name: str) -> dict[str, Any]:
 
 async def make_nodes(api: KubeApi) -> None:
     for index, name in enumerate(NODE_NAMES, 1):
-        try:
+        with contextlib.suppress(ConflictError):
             await api.create(NODES, None, node(name))
-        except ConflictError:
-            pass
         status = {
             "conditions": [{"type": "Ready", "status": "True"}],
             "addresses": [{"type": "InternalIP", "address": f"10.0.0.{index}"}],
@@ -221,8 +222,9 @@ class FakeKubelet:
         expected = uid in self.world.expected
         if successor and not expected:
             self.world.empty_starts.append(meta["name"])
-        if successor and uid not in self.world.restored:
-            return
+        ready = not successor or uid in self.world.restored
+        if not ready and (not expected or pod["status"].get("podIP")):
+            return  # a sandbox is reported once, long before its container is ready
         if not successor:
             if self.world.guarded and not successor and "app" in meta.get("labels", {}):
                 self.world.empty_starts.append(meta["name"])
@@ -231,10 +233,10 @@ class FakeKubelet:
         if not successor and not self.world.guarded:
             ip = "10.9.0.5"
         status = {
-            "phase": "Running",
+            "phase": "Running" if ready else "Pending",
             "podIP": ip,
             "podIPs": [{"ip": ip}],
-            "conditions": [{"type": "Ready", "status": "True"}],
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
             "containerStatuses": [],
         }
         await self.api.patch(PODS, self.namespace, meta["name"], {"status": status}, sub="status")
