@@ -29,6 +29,9 @@ _DEVICES = frozenset(
 )
 
 
+_DEVICE_DIRECTORIES = ("/dev/pts/", "/dev/shm/", "/dev/mqueue/")  # noqa: S108 - never opened
+
+
 class HostInspector:
     """The real ``Inspector``."""
 
@@ -85,9 +88,12 @@ def _process(pid: int) -> Iterator[tuple[Reason, str]]:
                     kind = target.removeprefix("anon_inode:").strip("[]")
                     if kind in _ANON:
                         yield _ANON[kind]
-                elif target.startswith("/dev/") and target not in _DEVICES:
-                    if not target.startswith(("/dev/pts/", "/dev/shm/", "/dev/mqueue/")):  # noqa: S108
-                        yield Reason.DEVICE, f"has the device {target} open"
+                elif (
+                    target.startswith("/dev/")
+                    and target not in _DEVICES
+                    and not target.startswith(_DEVICE_DIRECTORIES)
+                ):
+                    yield Reason.DEVICE, f"has the device {target} open"
     for mapping in procs.mappings(pid):
         if "hugetlb" in mapping.name or mapping.name.startswith("/anon_hugepage"):
             yield Reason.HUGE_PAGES, "uses huge pages of hugetlbfs"
