@@ -182,6 +182,7 @@ class HttpKubeApi:
 
     async def close(self) -> None:
         await self._session.close()
+        await asyncio.sleep(0.1)  # TLS transports close a moment after their session
 
     async def get(self, kind: Resource, namespace: str | None, name: str) -> Object:
         return await self._call("GET", kind.path(namespace, name))
