@@ -6,6 +6,8 @@ import os
 
 # A fork in a process that runs gRPC kills it; nothing here forks, and nothing shall.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# kopf asks for a user name; a container's numeric user has none.
+os.environ.setdefault("USER", "godwit")
 
 import asyncio
 import logging

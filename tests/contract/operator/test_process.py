@@ -43,6 +43,8 @@ class Process:
             "GODWIT_ADDRESS_SECONDS": "1",
             "GODWIT_HOUSEKEEPING_SECONDS": "1",
         }
+        for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):  # as in the container
+            environment.pop(name, None)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "godwit_operator"], env=environment, stdout=log, stderr=log
