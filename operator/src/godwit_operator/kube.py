@@ -6,6 +6,7 @@ must send preconditions, dry runs and patches exactly as meant.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import ssl
