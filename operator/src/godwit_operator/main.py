@@ -107,7 +107,9 @@ class Operator:
         await self._count_running()
         self._tasks = [
             asyncio.create_task(addresses.keep(config.address_seconds)),
-            asyncio.create_task(Housekeeping(self.api).keep(config.housekeeping_seconds)),
+            asyncio.create_task(
+                Housekeeping(self.api, self.queue).keep(config.housekeeping_seconds)
+            ),
         ]
 
     async def _count_running(self) -> None:

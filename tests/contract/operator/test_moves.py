@@ -277,7 +277,7 @@ async def test_the_process_ends_while_its_pod_is_away(scene: Scene) -> None:
     result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
     assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "SourceExited")
     for _ in range(100):  # what the rule still caught in its last second is released by sweeps
-        await Housekeeping(scene.api).sweep()
+        await Housekeeping(scene.api, scene.ports.queue).sweep()
         found = await find(scene.api, PODS, scene.namespace, "redis-0")
         if found and not found["spec"].get("schedulingGates"):
             break
@@ -342,7 +342,7 @@ async def test_bystanders_of_a_replica_set_are_released(scene: Scene) -> None:
     result = await scene.migrate(pod["metadata"]["name"], target={"nodeName": other(pod)})
     assert result["status"]["phase"] == "Succeeded", result["status"]
     for _ in range(100):
-        await Housekeeping(scene.api).sweep()
+        await Housekeeping(scene.api, scene.ports.queue).sweep()
         pods = await scene.api.list(PODS, scene.namespace, labels="app=redis")
         if len(pods) == 3 and not any(p["spec"].get("schedulingGates") for p in pods):
             break
