@@ -6,6 +6,8 @@ import os
 
 # A fork in a process that runs gRPC kills it; nothing here forks, and nothing shall.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# kopf asks for a user name; a container's numeric user has none.
+os.environ.setdefault("USER", "godwit")
 
 import asyncio
 import logging
@@ -106,7 +108,9 @@ class Operator:
         await self._count_running()
         self._tasks = [
             asyncio.create_task(addresses.keep(config.address_seconds)),
-            asyncio.create_task(Housekeeping(self.api).keep(config.housekeeping_seconds)),
+            asyncio.create_task(
+                Housekeeping(self.api, self.queue).keep(config.housekeeping_seconds)
+            ),
         ]
 
     async def _count_running(self) -> None:
