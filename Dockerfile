@@ -36,6 +36,8 @@ COPY api/src /app/src
 COPY operator/src /app/src
 RUN python3 -m compileall -q /app/src
 ENV PYTHONPATH=/app/src
+# kopf asks for the user's name, and this uid has none.
+ENV LOGNAME=godwit
 USER 65532:65532
 ARG VERSION
 LABEL org.opencontainers.image.title="godwit-operator" \

@@ -90,6 +90,9 @@ class Retirement:
         self._daemon_set = environment["GODWIT_DAEMON_SET"]
         namespace = environment["GODWIT_NAMESPACE"]
         self._pods = f"/api/v1/namespaces/{namespace}/pods"
+        self._authority = [
+            f"/api/v1/namespaces/{namespace}/{kind}/godwit-ca" for kind in ("secrets", "configmaps")
+        ]
         self._apps = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
         self._started: list[str] = []
         self._owner = {
@@ -120,6 +123,9 @@ class Retirement:
         finally:
             if failed:
                 self._revive_agents()
+        if not failed:
+            for path in self._authority:  # the operator made them, so Helm does not know them
+                self._call_unless_gone("DELETE", path)
         if away:
             _say(f"not Ready, so left as they are: {', '.join(away)}")
         for node, message in failed.items():
