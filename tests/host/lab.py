@@ -216,6 +216,8 @@ class Lab:
             node.run("sh", "-c", "cd /tmp && rm -f config.json && runc spec && cat config.json")
         )
         spec["process"].update(args=argv, terminal=False, cwd="/data", rlimits=[])
+        for granted in spec["process"]["capabilities"].values():
+            granted.append("CAP_NET_RAW")  # as containerd's default
         spec["root"] = {"path": "rootfs", "readonly": False}
         bind = {"type": "bind", "options": ["rbind", "rprivate", "rw"]}
         spec["mounts"] = [one for one in spec["mounts"] if one["destination"] != "/dev/shm"]

@@ -224,6 +224,8 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     helper.join()
     assert not errors
     marks("pages")
+    if keep := os.environ.get("GODWIT_TEST_LOGS"):
+        shutil.copytree(dump._path / "work", keep, dirs_exist_ok=True)
     for name, content in dump.images():
         store.image("main", name, 0, len(content), memoryview(content))
     marks("images")
@@ -238,6 +240,9 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     there.open_door()
     target.restores.resume([restored])
     marks("resume")
+    if keep:
+        log = scene.b.layout.local(store.slots()["main"].work) / "restore.log"
+        shutil.copy(log, keep)
     packets = here.held(syn_since_ns=held_from, since_ns=frozen)
     print("replayed", there.inject(packets))
     marks("replay")
