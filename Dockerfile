@@ -1,6 +1,7 @@
 # Targets: operator, node-agent. Everything comes from Debian, PyPI (locked, with hashes) and Go
 # modules (go.sum). On the testbed: --build-arg BASE_IMAGE=godwit.local/debian:forky.
 ARG BASE_IMAGE=docker.io/library/debian:forky-slim
+ARG VERSION=0.1.0
 
 FROM ${BASE_IMAGE} AS hook
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
@@ -9,7 +10,9 @@ WORKDIR /src
 COPY hooks/go.mod hooks/go.sum ./
 RUN go mod download
 COPY hooks/ ./
-RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o /godwit-hook ./cmd/godwit-hook
+ARG VERSION
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" \
+      -o /godwit-hook ./cmd/godwit-hook
 
 FROM ${BASE_IMAGE} AS criu
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
@@ -33,7 +36,13 @@ COPY api/src /app/src
 COPY operator/src /app/src
 RUN python3 -m compileall -q /app/src
 ENV PYTHONPATH=/app/src
+# kopf asks for the user's name, and this uid has none.
+ENV LOGNAME=godwit
 USER 65532:65532
+ARG VERSION
+LABEL org.opencontainers.image.title="godwit-operator" \
+      org.opencontainers.image.description="Godwit: decides about migrations" \
+      org.opencontainers.image.version="${VERSION}"
 ENTRYPOINT ["python3", "-m", "godwit_operator"]
 
 FROM python AS node-agent
@@ -47,4 +56,8 @@ COPY api/src /app/src
 COPY node-agent/src /app/src
 RUN python3 -m compileall -q /app/src
 ENV PYTHONPATH=/app/src
+ARG VERSION
+LABEL org.opencontainers.image.title="godwit-node-agent" \
+      org.opencontainers.image.description="Godwit: moves the pods of its node, and prepares it" \
+      org.opencontainers.image.version="${VERSION}"
 ENTRYPOINT ["python3", "-m", "godwit_agent"]

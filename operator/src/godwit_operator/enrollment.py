@@ -18,7 +18,7 @@ import grpc.aio
 from cryptography import x509
 
 from godwit_api.errors import GodwitError
-from godwit_api.identity import ENROLLMENT_AUDIENCE, OPERATOR_DNS_NAME, node_dns_name
+from godwit_api.identity import ENROLLMENT_AUDIENCE, node_dns_name
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.pb.agent_pb2_grpc import (
     EnrollmentServicer,
@@ -107,16 +107,6 @@ class OperatorIdentity:
             self._identity = self._make()
             log.info("operator certificate renewed", extra={"until": str(self._pair.not_after)})
         return self._identity
-
-
-def operator_names(service: str, namespace: str) -> list[str]:
-    return [
-        OPERATOR_DNS_NAME,
-        service,
-        f"{service}.{namespace}",
-        f"{service}.{namespace}.svc",
-        f"{service}.{namespace}.svc.cluster.local",
-    ]
 
 
 class RefusedError(Exception):

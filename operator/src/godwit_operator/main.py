@@ -17,7 +17,9 @@ from dataclasses import asdict
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
+from godwit_api.identity import OPERATOR_DNS_NAME
 from godwit_api.migration import FINAL_PHASES, GROUP, PLURAL, VERSION, Phase
 from godwit_operator import kube, log
 from godwit_operator.addresses import Addresses
@@ -29,7 +31,6 @@ from godwit_operator.enrollment import (
     Enrollment,
     OperatorIdentity,
     load_authority,
-    operator_names,
     serve,
 )
 from godwit_operator.events import COMPONENT, Events
@@ -97,7 +98,7 @@ class Operator:
         """Identity, Enrollment, loops."""
         config = self.config
         authority = await load_authority(self.api, config.namespace)
-        identity = OperatorIdentity(authority, operator_names(config.service, config.namespace))
+        identity = OperatorIdentity(authority, [OPERATOR_DNS_NAME])
         self._pool = GrpcAgentPool(self.api, config.namespace, identity.current)
         addresses = Addresses(self.api, self._pool)
         self.ports = Ports(self.api, self._pool, addresses, self.queue, config.namespace)
@@ -194,6 +195,7 @@ async def run(config: Config) -> None:
     await kopf.operator(
         registry=registry(operator),
         standalone=True,
+        identity=Identity("godwit-operator"),  # kopf would ask for a user name, and there is none
         clusterwide=not namespaces,
         namespaces=namespaces,
         liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz",

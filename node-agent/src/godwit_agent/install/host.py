@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -35,6 +36,16 @@ class Host:
             check=False,
             timeout=120,
         )
+
+    def knows_handler(self, socket: str, handler: str) -> bool:
+        """Whether the running containerd answers and has the runtime handler."""
+        done = subprocess.run(
+            [sys.executable, "-m", "godwit_agent.install.cri", str(self.path(socket)), handler],
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        return done.returncode == 0
 
     def which(self, program: str) -> str | None:
         """Absolute path of a program on the node; looked up without a shell."""
@@ -88,3 +99,9 @@ class Host:
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
+
+    def remove_if_empty(self, path: str) -> None:
+        """Delete a directory that holds nothing any more."""
+        target = self.path(path)
+        if target.is_dir() and not any(target.iterdir()):
+            target.rmdir()

@@ -1,0 +1,54 @@
+"""All real ports of one node, put together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from godwit_agent.config import Config
+from godwit_agent.hostops.addresses import HostAddresses
+from godwit_agent.hostops.cgroups import HostCgroups
+from godwit_agent.hostops.copies import HostCopies
+from godwit_agent.hostops.dump import HostDumps
+from godwit_agent.hostops.hooks import HookFiles
+from godwit_agent.hostops.inspector import HostInspector
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import HostPath
+from godwit_agent.hostops.network import HostNetworks
+from godwit_agent.hostops.pods import HostPods
+from godwit_agent.hostops.ports import Host
+from godwit_agent.hostops.probe import HostProbe
+from godwit_agent.hostops.restore import HostRestores
+from godwit_agent.hostops.routes import HostRoutes
+from godwit_agent.hostops.store import HostStores
+
+
+def real_host(config: Config) -> Host:
+    """The host that this agent runs on."""
+    layout = _with_runtime(Layout(run_dir=HostPath(str(config.run_dir))))
+    addresses = HostAddresses(layout)
+    probe = HostProbe(layout, addresses)
+    hooks = HookFiles(layout)
+    return Host(
+        pods=HostPods(layout),
+        inspector=HostInspector(layout),
+        probe=probe,
+        cgroups=HostCgroups(layout),
+        copies=HostCopies(layout),
+        dumps=HostDumps(layout, hooks),
+        stores=HostStores(layout),
+        restores=HostRestores(layout, hooks),
+        hooks=hooks,
+        networks=HostNetworks(layout),
+        routes=HostRoutes(layout),
+        addresses=addresses,
+    )
+
+
+def _with_runtime(layout: Layout) -> Layout:
+    """The runtime that the installer had found on this node; the hook calls the same."""
+    try:
+        value = json.loads(layout.local(f"{layout.product_dir}/etc/hook.json").read_bytes())
+        return replace(layout, runc=str(value["runtime"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return layout
