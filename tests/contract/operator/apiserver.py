@@ -18,9 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-SEED = Path(os.environ.get("GODWIT_SEED", "/var/cache/godwit/seed"))
-ETCD = SEED / "base/usr/bin/etcd"
-BINARIES = SEED / "k8s/bin"
+from godwit_testbed import build
+
 ADDRESS = "10.255.0.1"
 URL = f"https://{ADDRESS}:6443"
 
@@ -29,10 +28,13 @@ def missing() -> str | None:
     """Why no API server can be started here; None if one can."""
     if os.geteuid() != 0:
         return "needs root for a network namespace"
-    for path in (ETCD, BINARIES / "kube-apiserver", BINARIES / "kube-controller-manager"):
-        if not path.exists():
-            return f"{path} is not there"
     return None
+
+
+def binary(name: str) -> Path:
+    """A program of the testbed's cache, built on first use."""
+    build.prerequisites()
+    return build.node_root() / "usr/bin/etcd" if name == "etcd" else build.kubernetes() / name
 
 
 class ApiServer:
@@ -52,7 +54,7 @@ class ApiServer:
         self._spawn(
             "etcd",
             [
-                str(ETCD),
+                str(binary("etcd")),
                 f"--data-dir={d}/etcd",
                 "--listen-client-urls=http://127.0.0.1:2379",
                 "--advertise-client-urls=http://127.0.0.1:2379",
@@ -63,7 +65,7 @@ class ApiServer:
         self._spawn(
             "apiserver",
             [
-                str(BINARIES / "kube-apiserver"),
+                str(binary("kube-apiserver")),
                 "--etcd-servers=http://127.0.0.1:2379",
                 f"--bind-address={ADDRESS}",
                 f"--advertise-address={ADDRESS}",
@@ -93,7 +95,7 @@ class ApiServer:
         self._spawn(
             "controllers",
             [
-                str(BINARIES / "kube-controller-manager"),
+                str(binary("kube-controller-manager")),
                 f"--kubeconfig={d}/kubeconfig",
                 f"--controllers={','.join(names)}",
                 f"--service-account-private-key-file={d}/sa.key",
@@ -105,7 +107,7 @@ class ApiServer:
         self._spawn(
             "scheduler",
             [
-                str(BINARIES / "kube-scheduler"),
+                str(binary("kube-scheduler")),
                 f"--kubeconfig={self.directory}/kubeconfig",
                 "--leader-elect=false",
             ],
@@ -115,7 +117,7 @@ class ApiServer:
         done = subprocess.run(
             [
                 *("nsenter", f"--net=/run/netns/{self.netns}"),
-                *(str(BINARIES / "kubectl"), f"--kubeconfig={self.directory}/kubeconfig"),
+                *(str(binary("kubectl")), f"--kubeconfig={self.directory}/kubeconfig"),
                 *words,
             ],
             input=stdin,
