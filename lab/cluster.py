@@ -57,6 +57,16 @@ class Counter:
         if self.report is not None:
             raise CommandFailed(f"the client ended at once: {self.report}")
 
+    def close(self) -> None:
+        """End the client whatever it does."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(30)
+        self._thread.join(30)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
     def stop(self, timeout: float = 90.0) -> dict[str, Any]:
         """End the client and return its report."""
         assert self._process.stdin is not None
@@ -197,9 +207,7 @@ class Cluster:
             client.wait_started()
             yield client
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(30)
+            client.close()
 
     # -- migrations ---------------------------------------------------------------------------
     def watch_migration(
@@ -234,6 +242,8 @@ class Cluster:
             timer.cancel()
             process.kill()
             process.wait()
+            if process.stdout:
+                process.stdout.close()
         status = json.dumps(last.get("status", {}), indent=1)
         raise CommandFailed(
             f"PodMigration {namespace}/{name} is not final after {seconds} s: {status}"

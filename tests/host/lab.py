@@ -28,6 +28,8 @@ HERE = Path(__file__).parent
 RUNC_ROOT = "/run/containerd/runc/k8s.io"
 TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 
+EMPTY_DIR = "volumes/kubernetes.io~empty-dir/data"
+
 _SETUP = """
 set -e
 mount --make-rprivate /
@@ -205,7 +207,7 @@ class Lab:
         node = pod.node
         node.run("mkdir", "-p", f"{TASKS}/{pod.container_id}")
         directory = f"{TASKS}/{pod.container_id}"
-        for name in ("rootfs", "upper", "work", "shm", "data"):
+        for name in ("rootfs", "upper", "work", "shm", EMPTY_DIR):
             node.run("mkdir", "-p", f"{directory}/{name}")
         options = f"lowerdir=/base,upperdir={directory}/upper,workdir={directory}/work"
         node.run("mount", "-t", "overlay", "overlay", "-o", options, f"{directory}/rootfs")
@@ -214,12 +216,14 @@ class Lab:
             node.run("sh", "-c", "cd /tmp && rm -f config.json && runc spec && cat config.json")
         )
         spec["process"].update(args=argv, terminal=False, cwd="/data", rlimits=[])
+        for granted in spec["process"]["capabilities"].values():
+            granted.append("CAP_NET_RAW")  # as containerd's default
         spec["root"] = {"path": "rootfs", "readonly": False}
         bind = {"type": "bind", "options": ["rbind", "rprivate", "rw"]}
         spec["mounts"] = [one for one in spec["mounts"] if one["destination"] != "/dev/shm"]
         spec["mounts"] += [
             {"destination": "/dev/shm", "source": f"{directory}/shm", **bind},
-            {"destination": "/data", "source": f"{directory}/data", **bind},
+            {"destination": "/data", "source": f"{directory}/{EMPTY_DIR}", **bind},
         ]
         spec["linux"]["cgroupsPath"] = pod.cgroup
         spec["linux"]["namespaces"] = [
@@ -252,7 +256,7 @@ class Lab:
             path = layout.local(slot.directory)
             (path / "claimed").write_text(pod.container_id)
             process = pod.node.popen(
-                *("env", f"GODWIT_GATE={slot.directory}", "PATH=/opt/godwit/gate:/usr/sbin:/usr/bin"),
+                *("env", f"GODWIT_GATE={slot.directory}", "PATH=/opt/godwit/gate:/usr/bin"),
                 *(f"CRIU_CONFIG_FILE={slot.directory}/criu.conf", "runc", "--root", RUNC_ROOT),
                 *("restore", "--detach", "--lazy-pages", "--tcp-established", "--file-locks"),
                 *("--manage-cgroups-mode", "ignore", "--image-path", slot.images),

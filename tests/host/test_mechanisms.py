@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from godwit_agent.hostops.cgroups import HostCgroups
+from godwit_agent.hostops.copies import HostCopies
 from godwit_agent.hostops.dump import HostDumps, HostGatedDump
 from godwit_agent.hostops.hooks import HookFiles
 from godwit_agent.hostops.memory import HostSourceMemory
@@ -34,14 +35,17 @@ pytestmark = [
     pytest.mark.skipif(not (BASE / "usr/sbin/criu").exists(), reason=f"no CRIU in {BASE}"),
 ]
 
-REDIS = ["redis-server", "--protected-mode", "no", "--save", "", "--enable-debug-command", "yes"]
+REDIS = [
+    *("redis-server", "--protected-mode", "no", "--save", "", "--enable-debug-command", "yes"),
+    *("--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"),
+]
 IP = "10.98.0.5"
 MB = int(os.environ.get("GODWIT_TEST_MB", "200"))
 
 
 @pytest.fixture
 def scene() -> Iterator[Lab]:
-    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))  # noqa: S108
+    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
     with lab(scratch) as made:
         yield made
     shutil.rmtree(scratch, ignore_errors=True)
@@ -59,6 +63,7 @@ class Agent:
         self.stores = HostStores(layout)
         self.restores = HostRestores(layout, self.hooks)
         self.networks = HostNetworks(layout)
+        self.copies = HostCopies(layout)
 
     def network(self, pod: PodState) -> HostPodNetwork:
         assert pod.link
@@ -108,6 +113,51 @@ def start_redis(scene: Lab, node: Node) -> tuple[Pod, PodState]:
     return pod, HostPods(node.layout).find(pod.uid)
 
 
+def redis(node: Node, pod: Pod, *words: str) -> str:
+    return node.run("nsenter", f"--net=/proc/{pod.pause.pid}/ns/net", "redis-cli", *words).strip()
+
+
+def write_files(state: PodState) -> None:
+    """What a container does to its files: own ones, links, a hidden one of its image."""
+    root = Path(f"/proc/{state.containers[0].init_pid}/root")
+    (root / "srv/own").mkdir()
+    (root / "srv/own/text").write_text("first")
+    os.chown(root / "srv/own/text", 33, 44)
+    (root / "srv/own/text").chmod(0o4751)
+    (root / "srv/own/link").symlink_to("/etc/passwd")
+    os.link(root / "srv/own/text", root / "srv/own/twin")
+    with (root / "srv/own/sparse").open("wb") as file:
+        file.truncate(50 << 20)
+        file.seek(30 << 20)
+        file.write(b"here")
+    (root / "etc/debian_version").unlink()
+    (root / "dev/shm/shared").write_text("in memory")
+
+
+def change_files(state: PodState) -> None:
+    root = Path(f"/proc/{state.containers[0].init_pid}/root")
+    (root / "srv/own/late").write_text("later")
+    (root / "srv/own/link").unlink()
+    with (root / "srv/own/sparse").open("r+b") as file:
+        file.seek(40 << 20)
+        file.write(b"there")
+
+
+def check_files(pid: int) -> None:
+    root = Path(f"/proc/{pid}/root")
+    text = (root / "srv/own/text").stat()
+    assert (text.st_uid, text.st_gid, text.st_mode & 0o7777, text.st_nlink) == (33, 44, 0o4751, 2)
+    assert (root / "srv/own/late").read_text() == "later"
+    assert not (root / "srv/own/link").is_symlink()
+    assert not (root / "etc/debian_version").exists()
+    assert (root / "dev/shm/shared").read_text() == "in memory"
+    with (root / "srv/own/sparse").open("rb") as file:
+        about = os.fstat(file.fileno())
+        assert (about.st_size, about.st_blocks * 512 < 4 << 20) == (50 << 20, True)
+        assert os.pread(file.fileno(), 4, 30 << 20) == b"here"
+        assert os.pread(file.fileno(), 5, 40 << 20) == b"there"
+
+
 def copy(memory: HostSourceMemory, store: HostTargetStore, rounds: int = 4) -> None:
     for container, name, content in memory.bootstrap():
         store.image(container, name, 0, len(content), memoryview(content))
@@ -122,11 +172,15 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     source, target = Agent(scene.a), Agent(scene.b)
     pod, state = start_redis(scene, scene.a)
     container, uid = state.containers[0], str(uuid.uuid4())
+    write_files(state)
+    digest = redis(scene.a, pod, "debug", "digest")
     counter = Counter(scene, IP)
 
     source.stores.create_source(uid)
     store = target.stores.create_target(uid, ("main",), MB << 20)
-    memory = HostSourceMemory(state, Tracking.USERFAULTFD)
+    memory, files = HostSourceMemory(state, Tracking.USERFAULTFD), source.copies.files(state)
+    print("files", files.round(store))
+    change_files(state)
     copy(memory, store)
 
     source.cgroups.guard(container)
@@ -135,6 +189,7 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     target.restores.wait_waiting(store.slots()["main"], 10)
     arrived = target.pods.find(successor.uid)
     store.bind(arrived)
+    print("files", files.round(store))
     store.start_daemons()
     here, there = source.network(state), target.network(arrived)
     there.close_door()
@@ -158,6 +213,7 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     def last() -> None:
         try:
             print("final", memory.final(store))
+            print("files", files.final(store))
         except Exception as error:
             errors.append(error)
 
@@ -168,6 +224,8 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     helper.join()
     assert not errors
     marks("pages")
+    if keep := os.environ.get("GODWIT_TEST_LOGS"):
+        shutil.copytree(dump._path / "work", keep, dirs_exist_ok=True)
     for name, content in dump.images():
         store.image("main", name, 0, len(content), memoryview(content))
     marks("images")
@@ -182,6 +240,9 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     there.open_door()
     target.restores.resume([restored])
     marks("resume")
+    if keep:
+        log = scene.b.layout.local(store.slots()["main"].work) / "restore.log"
+        shutil.copy(log, keep)
     packets = here.held(syn_since_ns=held_from, since_ns=frozen)
     print("replayed", there.inject(packets))
     marks("replay")
@@ -196,11 +257,11 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     counter.stop()
     assert counter.error is None
     assert store.drained(10)
-    size = scene.b.run(
-        "nsenter", f"--net=/proc/{successor.pause.pid}/ns/net", "redis-cli", "dbsize"
-    )
-    assert int(size) == MB * 1000 + 1
+    redis(scene.b, successor, "del", "n")
+    assert redis(scene.b, successor, "debug", "digest") == digest
+    check_files(restored.init_pid)
     memory.close()
+    files.close()
     here.close()
     there.close()
     store.destroy()
@@ -212,9 +273,10 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
 def test_redis_stays_after_a_dump_that_is_rejected(scene: Lab) -> None:
     """The connection lives and the gap is the freeze, not a retransmission timeout."""
     source = Agent(scene.a)
-    pod, state = start_redis(scene, scene.a)
+    _, state = start_redis(scene, scene.a)
     container, uid = state.containers[0], str(uuid.uuid4())
     counter = Counter(scene, IP)
+
     source.stores.create_source(uid)
     source.cgroups.guard(container)
     here = source.network(state)

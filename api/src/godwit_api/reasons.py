@@ -53,6 +53,8 @@ class Reason(StrEnum):
     IO_URING = "IOUring"
     FILE_CANNOT_FOLLOW = "FileCannotFollow"
     HUGE_PAGES = "HugePages"
+    NESTED_NAMESPACE = "NestedNamespace"
+    TRACED_PROCESS = "TracedProcess"
     UNSUPPORTED_MOUNT = "UnsupportedMount"
     NETWORK_NOT_ROUTED = "NetworkNotRouted"
     ADDRESS_NOT_RESERVABLE = "AddressNotReservable"

@@ -94,11 +94,16 @@ class Addresses:
 
     async def keep(self, seconds: float) -> None:
         """Rounds for ever."""
+        known: set[str] = set()
         while True:
             try:
                 failures = await self.sync()
-                for node, failure in failures.items():
-                    log.warning("addresses not told", extra={"node": node, "cause": str(failure)})
+                for node in failures.keys() - known:
+                    extra = {"node": node, "cause": str(failures[node])}
+                    log.warning("addresses not told", extra=extra)
+                for node in known - failures.keys():
+                    log.info("addresses told again", extra={"node": node})
+                known = set(failures)
             except GodwitError as failure:
                 log.warning("addresses not told", extra={"cause": str(failure)})
             await asyncio.sleep(seconds)

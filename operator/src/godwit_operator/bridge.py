@@ -195,6 +195,8 @@ class Bridge:
     async def _await_label(self, services: list[str], *, present: bool) -> None:
         for name in services:
             for item in await self._slices(name):
+                if not item.get("endpoints"):
+                    continue  # a placeholder: the controller does not relabel it
                 if (self.label in item["metadata"]["labels"]) is not present:
                     raise Retryable(
                         Reason.IN_PROGRESS,
@@ -211,20 +213,24 @@ class Bridge:
         labels = f"{MIGRATION_KEY}={self.migration.metadata.uid},{MANAGER_LABEL}={MANAGER}"
         return await self.api.list(ENDPOINT_SLICES, self.namespace, labels=labels)
 
-    async def remove(self, *, successor: Pod | None) -> None:
-        """Take the bridge down. With a Ready ``successor``: only once its Services list it."""
+    async def remove(self, *, successor: Pod | None, patient: bool) -> None:
+        """Take the bridge down. With a Ready ``successor``: only once its Services list it.
+
+        Not ``patient``: the controller has had its time; do not wait for it.
+        """
         own = await self.own_slices()
         services = await self.api.list(SERVICES, self.namespace)
         names = {item["metadata"]["labels"][SERVICE_LABEL] for item in own}
         bridged = [s for s in services if s["metadata"]["name"] in names]
-        if successor is not None and successor.ready:
+        if successor is not None and successor.ready and patient:
             for service in bridged:
                 if selects(service, successor):
                     await self._await_listed(service["metadata"]["name"], successor)
         for service in services:
             if self.label in (service["metadata"].get("labels") or {}):
                 await self._patch(service, restore_patch(service, self.label))
-        await self._await_label([s["metadata"]["name"] for s in bridged], present=False)
+        if patient:
+            await self._await_label([s["metadata"]["name"] for s in bridged], present=False)
         for item in own:
             await remove(self.api, ENDPOINT_SLICES, self.namespace, item["metadata"]["name"])
 

@@ -142,6 +142,8 @@ class Driver:
         elif tried.learned != Learned():
             await self._persist(status)
         if decision.step in ENDS:
+            # at once: kopf stops the daemon of an object that has ended
+            self._ports.queue.leave(migration.metadata.uid)
             return _Tried()
         return await self._carry_out(decision.step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import assert_never
@@ -23,13 +24,14 @@ from godwit_operator.messages import pod_ref, reference, successor_ref
 from godwit_operator.plan import Committed, Done, Failed, Result
 from godwit_operator.quantity import number
 from godwit_operator.queue import Queue
-from godwit_operator.status import Learned
+from godwit_operator.status import Learned, seconds
 from godwit_operator.steps import Step
 from godwit_operator.successor import await_gate, mark_moved
 
 Report = Callable[[Learned], Awaitable[None]]
 Answer = tuple[Result, Learned]
 DONE: Answer = (Done(), Learned())
+_BRIDGE_SECONDS = 30  # what the EndpointSlice controller gets to follow
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,8 @@ class Effects:
                     )
             case Step.REMOVE_BRIDGE:
                 pod = await self._handover.successor() if note.committed else None
-                await self._bridge.remove(successor=pod)
+                waited = time.time() - seconds(note.step_started)
+                await self._bridge.remove(successor=pod, patient=waited < _BRIDGE_SECONDS)
             case Step.DISARM_RULE:
                 await self._handover.disarm()
             case _:

@@ -32,6 +32,7 @@ from godwit_operator.kube import (
     remove,
 )
 from godwit_operator.manifest import release_unchanged
+from godwit_operator.queue import Queue
 
 Object = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -50,8 +51,9 @@ def owned(pod: Pod, migrations: dict[str, PodMigration]) -> bool:
 class Housekeeping:
     """One sweep at a time."""
 
-    def __init__(self, api: KubeApi) -> None:
+    def __init__(self, api: KubeApi, queue: Queue) -> None:
         self._api = api
+        self._queue = queue
 
     async def keep(self, seconds: float) -> None:
         """Sweeps for ever."""
@@ -65,12 +67,16 @@ class Housekeeping:
     async def sweep(self) -> None:
         """Everything once. Objects are listed before migrations: none is taken for an orphan
         whose migration came later."""
+        queued = self._queue.members()
         pods = await self._api.list(PODS, labels=MIGRATION_KEY)
         rules = [(kind, await self._api.list(kind)) for kind in (BINDINGS, POLICIES)]
         slices = await self._api.list(ENDPOINT_SLICES, labels=f"{MANAGER_LABEL}={MANAGER}")
         services = await self._api.list(SERVICES)
         listed = msgspec.convert(await self._api.list(MIGRATIONS), list[PodMigration])
         migrations = {migration.metadata.uid: migration for migration in listed}
+        for uid in queued:
+            if uid not in migrations or migrations[uid].phase.final:
+                self._queue.leave(uid)  # removed by force
         for kind, found in rules:
             for item in found:
                 uid = item["metadata"].get("labels", {}).get(MIGRATION_KEY)

@@ -69,7 +69,12 @@ class Inspection:
         obstacles = pod_obstacles(pod, claims) + await self._rivals()
         facts = None
         if pod.spec.node_name and pod.status.phase == "Running":
-            facts, told, more = await self._source(pod)
+            try:
+                facts, told, more = await self._source(pod)
+            except Retryable as failure:
+                if not obstacles:
+                    raise  # it may answer soon, and nothing else stands in the way
+                told, more = [obstacle(failure.reason, failure.message)], Learned()
             obstacles += told
             learned = learned.merged(more)
         target, told = await self._target(pod, facts)

@@ -6,6 +6,7 @@ must send preconditions, dry runs and patches exactly as meant.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import ssl
@@ -182,6 +183,7 @@ class HttpKubeApi:
 
     async def close(self) -> None:
         await self._session.close()
+        await asyncio.sleep(0.1)  # TLS transports close a moment after their session
 
     async def get(self, kind: Resource, namespace: str | None, name: str) -> Object:
         return await self._call("GET", kind.path(namespace, name))

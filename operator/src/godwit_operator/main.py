@@ -6,6 +6,8 @@ import os
 
 # A fork in a process that runs gRPC kills it; nothing here forks, and nothing shall.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# kopf asks for a user name; a container's numeric user has none.
+os.environ.setdefault("USER", "godwit")
 
 import asyncio
 import logging
@@ -15,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from godwit_api.identity import OPERATOR_DNS_NAME
 from godwit_api.migration import FINAL_PHASES, GROUP, PLURAL, VERSION, Phase
@@ -105,7 +108,9 @@ class Operator:
         await self._count_running()
         self._tasks = [
             asyncio.create_task(addresses.keep(config.address_seconds)),
-            asyncio.create_task(Housekeeping(self.api).keep(config.housekeeping_seconds)),
+            asyncio.create_task(
+                Housekeeping(self.api, self.queue).keep(config.housekeeping_seconds)
+            ),
         ]
 
     async def _count_running(self) -> None:
@@ -190,7 +195,7 @@ async def run(config: Config) -> None:
     await kopf.operator(
         registry=registry(operator),
         standalone=True,
-        identity="godwit-operator",  # kopf would ask for a user name, and there is none
+        identity=Identity("godwit-operator"),  # kopf would ask for a user name, and there is none
         clusterwide=not namespaces,
         namespaces=namespaces,
         liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz",

@@ -42,6 +42,10 @@ class Queue:
         self._running.pop(migration, None)
         self._waiting.pop(migration, None)
 
+    def members(self) -> set[str]:
+        """All that run or wait."""
+        return {*self._running, *self._waiting}
+
     def _obstacle(self, migration: str, wanted: frozenset[str]) -> str | None:
         if len(self._running) >= self.per_cluster:
             return f"Waiting: {len(self._running)} migrations run in the cluster"

@@ -23,21 +23,53 @@ HELM = "v4.3.1"
 COREDNS = "v1.15.0"
 SUITE = "forky"
 # What a node of a distribution has; neither Python nor CRIU: the product brings its own.
-NODE_PACKAGES = (
-    "containerd runc containernetworking-plugins iproute2 iptables nftables conntrack ethtool "
-    "kmod procps util-linux ca-certificates etcd-server strace tcpdump psmisc"
-).split()
-BUILDER_PACKAGES = (
-    "buildah podman runc crun criu python3-pycriu ca-certificates iproute2 netavark procps "
-    "util-linux redis-server openssl"
-).split()
+NODE_PACKAGES = [
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "iproute2",
+    "iptables",
+    "nftables",
+    "conntrack",
+    "ethtool",
+    "kmod",
+    "procps",
+    "util-linux",
+    "ca-certificates",
+    "etcd-server",
+    "strace",
+    "tcpdump",
+    "psmisc",
+]
+BUILDER_PACKAGES = [
+    "buildah",
+    "podman",
+    "runc",
+    "crun",
+    "criu",
+    "python3-pycriu",
+    "ca-certificates",
+    "iproute2",
+    "netavark",
+    "procps",
+    "util-linux",
+    "redis-server",
+    "openssl",
+]
 IMAGE_PACKAGES = ["ca-certificates"]
 COMPONENTS = (
-    "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
     "kubectl",
 )
 _NEEDED = {
-    "mmdebstrap": "mmdebstrap", "ip": "iproute2", "nft": "nftables", "nsenter": "util-linux",
+    "mmdebstrap": "mmdebstrap",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "nsenter": "util-linux",
     "openssl": "openssl",
 }
 
@@ -53,7 +85,12 @@ def prerequisites() -> None:
         shell.say(f"installing {' '.join(missing)}")
         shell.run("apt-get", "update", "-qq")
         shell.run(
-            "apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing,
+            "apt-get",
+            "install",
+            "-y",
+            "-qq",
+            "--no-install-recommends",
+            *missing,
             env={"DEBIAN_FRONTEND": "noninteractive"},
         )
 
@@ -61,8 +98,11 @@ def prerequisites() -> None:
 def mirror() -> str:
     """The Debian mirror that this machine uses itself."""
     sources = Path("/etc/apt")
-    for file in [*sources.glob("sources.list.d/*.sources"), *sources.glob("sources.list.d/*.list"),
-                 sources / "sources.list"]:
+    for file in [
+        *sources.glob("sources.list.d/*.sources"),
+        *sources.glob("sources.list.d/*.list"),
+        sources / "sources.list",
+    ]:
         if not file.exists():
             continue
         for line in file.read_text(errors="replace").splitlines():
@@ -101,9 +141,14 @@ def _root(name: str, packages: Sequence[str]) -> Path:
         shell.logged(
             CACHE / "logs" / f"root-{name}.log",
             [
-                "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
-                '--aptopt=Acquire::Check-Valid-Until "false"', "--skip=cleanup/tmp",
-                SUITE, part, mirror(),
+                "mmdebstrap",
+                "--variant=minbase",
+                f"--include={','.join(packages)}",
+                '--aptopt=Acquire::Check-Valid-Until "false"',
+                "--skip=cleanup/tmp",
+                SUITE,
+                part,
+                mirror(),
             ],
         )
         # Registries may be reached through an authority that only this machine knows.
@@ -147,7 +192,11 @@ def _go(argv: Sequence[str | Path], log: str, cwd: Path, env: dict[str, str]) ->
 
 
 def in_root(
-    root: Path, argv: Sequence[str | Path], *, log: str, cwd: Path = Path("/"),
+    root: Path,
+    argv: Sequence[str | Path],
+    *,
+    log: str,
+    cwd: Path = Path("/"),
     env: dict[str, str] | None = None,
 ) -> None:
     """Run a command in a root, with the cache and the checkout at their own paths."""
@@ -184,8 +233,12 @@ def kubernetes(version: str = DEFAULT_KUBERNETES) -> Path:
         out.mkdir(parents=True)
         major, minor, _ = version.split(".")
         values = {
-            "gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor,
-            "gitTreeState": "clean", "gitCommit": "0" * 40, "buildDate": "2026-01-01T00:00:00Z",
+            "gitVersion": f"v{version}",
+            "gitMajor": major,
+            "gitMinor": minor,
+            "gitTreeState": "clean",
+            "gitCommit": "0" * 40,
+            "buildDate": "2026-01-01T00:00:00Z",
         }
         flags = ["-s", "-w"]
         for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"):
@@ -193,9 +246,18 @@ def kubernetes(version: str = DEFAULT_KUBERNETES) -> Path:
         for component in COMPONENTS:
             shell.say(f"  {component} {version}")
             _go(
-                ["build", "-trimpath", "-ldflags", " ".join(flags), "-o", out / component,
-                 f"k8s.io/kubernetes/cmd/{component}"],
-                f"kubernetes-{version}.log", module, _GO_ENV,
+                [
+                    "build",
+                    "-trimpath",
+                    "-ldflags",
+                    " ".join(flags),
+                    "-o",
+                    out / component,
+                    f"k8s.io/kubernetes/cmd/{component}",
+                ],
+                f"kubernetes-{version}.log",
+                module,
+                _GO_ENV,
             )
 
     return make(
@@ -257,8 +319,12 @@ def own_binary(name: str) -> Path:
     key = _key(*(file.read_text() for file in sorted(source.glob("*.go"))))
 
     def recipe(part: Path) -> None:
-        _go(["build", "-trimpath", "-ldflags", "-s -w", "-o", part, "."], f"{name}.log", source,
-            {**_GO_ENV, "GOFLAGS": "-buildvcs=false"})
+        _go(
+            ["build", "-trimpath", "-ldflags", "-s -w", "-o", part, "."],
+            f"{name}.log",
+            source,
+            {**_GO_ENV, "GOFLAGS": "-buildvcs=false"},
+        )
 
     return make(CACHE / "bin" / f"{name}-{key}", name, recipe)
 

@@ -21,7 +21,8 @@ def hierarchies() -> list[tuple[str, str, Path]]:
             found.append((kind, "", Path(point)))
         elif kind == "cgroup":
             words = [
-                word for word in options.split(",")
+                word
+                for word in options.split(",")
                 if word not in ("rw", "ro", "nosuid", "nodev", "noexec", "relatime", "xattr")
                 and not word.startswith(("release_agent", "clone_children"))
             ]

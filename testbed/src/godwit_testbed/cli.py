@@ -24,6 +24,11 @@ def _exec(argv: list[str]) -> int:
     os.execvp(argv[0], argv)
 
 
+def _build(options: argparse.Namespace) -> int:
+    build.everything(options.kubernetes)
+    return 0
+
+
 def _up(options: argparse.Namespace) -> int:
     build.prerequisites()
     cluster = Cluster(paths.place(options.name, create=True))
@@ -42,11 +47,15 @@ def _down(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     cluster = _cluster(options)
-    print(f"testbed {options.name}: {'up' if cluster.healthy() else 'NOT complete'}, "
-          f"{cluster.facts()}")
+    print(
+        f"testbed {options.name}: {'up' if cluster.healthy() else 'NOT complete'}, "
+        f"{cluster.facts()}"
+    )
     for node in [Node(cluster.place, "cp"), *cluster.workers()]:
-        print(f"{node.name:<4} {network.node_address(cluster.place, node.name):<14} "
-              f"{f'pid {node.pid}' if node.pid else 'not running'}")
+        print(
+            f"{node.name:<4} {network.node_address(cluster.place, node.name):<14} "
+            f"{f'pid {node.pid}' if node.pid else 'not running'}"
+        )
         if node.pid:
             for line in node.run("systemctl", "status", check=False).splitlines():
                 name, pid, started = line.split()
@@ -66,6 +75,11 @@ def _helm(options: argparse.Namespace) -> int:
     os.environ["KUBECONFIG"] = str(cluster.place.kubeconfig())
     netns = cluster.place.netns("ext")
     return _exec(network.inside(netns, str(build.helm()), *options.words))
+
+
+def _kubeconfig(options: argparse.Namespace) -> int:
+    print(_cluster(options).place.kubeconfig())
+    return 0
 
 
 def _node(options: argparse.Namespace) -> int:
@@ -91,29 +105,40 @@ def _command(words: list[str]) -> list[str]:
 def _image(options: argparse.Namespace) -> int:
     if options.action == "build":
         file = images.build_image(
-            options.tag, Path(options.source), dockerfile=options.file, target=options.target,
+            options.tag,
+            Path(options.source),
+            dockerfile=options.file,
+            target=options.target,
             arguments=options.build_arg,
         )
         print(file)
         return 0
     source = Path(options.source)
     is_file = source.exists()
-    images.load(_cluster(options).workers(), source if is_file else images.archive(options.source),
-                None if is_file else options.source)
+    images.load(
+        _cluster(options).workers(),
+        source if is_file else images.archive(options.source),
+        None if is_file else options.source,
+    )
     return 0
 
 
 def _logs(options: argparse.Namespace) -> int:
     cluster = _cluster(options)
-    nodes = [cluster.node(options.node)] if options.node else [
-        Node(cluster.place, "cp"), *cluster.workers()]
+    nodes = (
+        [cluster.node(options.node)]
+        if options.node
+        else [Node(cluster.place, "cp"), *cluster.workers()]
+    )
     files = sorted(
-        str(file) for node in nodes
+        str(file)
+        for node in nodes
         for file in (node.data / "bind/var/log/node").glob(f"{options.service or '*'}.log")
     )
     if not files:
-        raise TestbedError(f"no log of {options.service or 'any service'}; `testbed status` "
-                           "lists the services")
+        raise TestbedError(
+            f"no log of {options.service or 'any service'}; `testbed status` lists the services"
+        )
     return _exec(["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), *files])
 
 
@@ -134,14 +159,15 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, help_: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_, description=help_)
         sub.add_argument(
-            "--name", default=os.environ.get("GODWIT_TESTBED", "godwit"),
+            "--name",
+            default=os.environ.get("GODWIT_TESTBED", "godwit"),
             help="which testbed (default: $GODWIT_TESTBED or godwit)",
         )
         return sub
 
     sub = add("build", "Build all that is needed into the cache, without starting anything.")
     sub.add_argument("--kubernetes", default=build.DEFAULT_KUBERNETES, metavar="VERSION")
-    sub.set_defaults(run=lambda options: build.everything(options.kubernetes) or 0)
+    sub.set_defaults(run=_build)
     sub = add("up", "Bring a cluster up, building what is missing; does nothing if it stands.")
     sub.add_argument("--nodes", type=int, default=2, help="worker nodes (default 2)")
     sub.add_argument("--kubernetes", default=build.DEFAULT_KUBERNETES, metavar="VERSION")
@@ -158,14 +184,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("words", nargs=argparse.REMAINDER)
     sub.set_defaults(run=_helm)
     sub = add("kubeconfig", "Print the path of the administrator's kubeconfig.")
-    sub.set_defaults(run=lambda options: print(_cluster(options).place.kubeconfig()) or 0)
+    sub.set_defaults(run=_kubeconfig)
     sub = add("node", "Run a command on a node: testbed node exec n1 -- ip route")
     sub.add_argument("action", choices=("exec",))
     sub.add_argument("node")
     sub.add_argument("words", nargs=argparse.REMAINDER)
     sub.set_defaults(run=_node)
-    sub = add("client", "Run a command outside the cluster, where pod addresses and Services are "
-              "reached: testbed client exec -- redis-cli -h ADDRESS")
+    sub = add(
+        "client",
+        "Run a command outside the cluster, where pod addresses and Services are "
+        "reached: testbed client exec -- redis-cli -h ADDRESS",
+    )
     sub.add_argument("action", choices=("exec",))
     sub.add_argument("words", nargs=argparse.REMAINDER)
     sub.set_defaults(run=_client)

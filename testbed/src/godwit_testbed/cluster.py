@@ -52,8 +52,9 @@ class Cluster:
         """A node by name (``cp``, ``n1`` …)."""
         known = ["cp", *(node.name for node in self.workers())]
         if name not in known:
-            raise TestbedError(f"testbed {self.place.name} has the nodes {', '.join(known)}, "
-                               f"not {name!r}")
+            raise TestbedError(
+                f"testbed {self.place.name} has the nodes {', '.join(known)}, not {name!r}"
+            )
         return Node(self.place, name)
 
     def healthy(self) -> bool:
@@ -71,8 +72,10 @@ class Cluster:
             if asked == have:
                 shell.say(f"testbed {self.place.name} is up")
                 return
-            raise TestbedError(f"testbed {self.place.name} stands with {have}; "
-                               f"`testbed down --name {self.place.name}` first")
+            raise TestbedError(
+                f"testbed {self.place.name} stands with {have}; "
+                f"`testbed down --name {self.place.name}` first"
+            )
         build.everything(version)
         self.down()
         self.place.run.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,39 +92,53 @@ class Cluster:
         authority.create()
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(authority.issue, pki.identities(self.place, addresses)))
-        for name in ("admin", "kube-controller-manager", "kube-scheduler", "kube-proxy",
-                     *(f"node-{name}" for name in names)):
+        for name in (
+            "admin",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kube-proxy",
+            *(f"node-{name}" for name in names),
+        ):
             authority.kubeconfig(name)
         cp = Node(self.place, "cp")
         cp.prepare(*config.control_plane(self.place, authority, version))
         cp.start()
         with ThreadPoolExecutor() as pool:
-            starting = [pool.submit(self._start_worker, node, version, cni, authority)
-                        for node in self.workers()]
-            wait_for("the API server", lambda: "ok" in self.kubectl("get", "--raw", "/readyz"),
-                     hint=f"testbed logs cp kube-apiserver --name {self.place.name}")
+            starting = [
+                pool.submit(self._start_worker, node, version, cni, authority)
+                for node in self.workers()
+            ]
+            wait_for(
+                "the API server",
+                lambda: "ok" in self.kubectl("get", "--raw", "/readyz"),
+                hint=f"testbed logs cp kube-apiserver --name {self.place.name}",
+            )
             self.kubectl("apply", "-f", "-", stdin=config.system_manifests(self.place))
             for future in starting:
                 future.result()
-        wait_for("all nodes to be Ready", self._all_ready,
-                 hint=f"testbed logs n1 kubelet --name {self.place.name}")
+        wait_for(
+            "all nodes to be Ready",
+            self._all_ready,
+            hint=f"testbed logs n1 kubelet --name {self.place.name}",
+        )
         self._facts_file.write_text(json.dumps({**facts, "complete": True}))
         shell.say(f"testbed {self.place.name}: all nodes Ready")
 
-    def _start_worker(
-        self, node: Node, version: str, cni: str, authority: pki.Authority
-    ) -> None:
+    def _start_worker(self, node: Node, version: str, cni: str, authority: pki.Authority) -> None:
         node.prepare(*config.worker(self.place, node.name, authority, version, cni))
         node.start()
-        wait_for(f"containerd on {node.name}",
-                 lambda: "Server" in node.run("ctr", "version", check=False))
+        wait_for(
+            f"containerd on {node.name}",
+            lambda: "Server" in node.run("ctr", "version", check=False),
+        )
         for file in images.system_images().values():
             images.load([node], file)
 
     def _all_ready(self) -> bool:
         found = json.loads(self.kubectl("get", "nodes", "-o", "json"))["items"]
         ready = [
-            item for item in found
+            item
+            for item in found
             for condition in item["status"].get("conditions", [])
             if condition["type"] == "Ready" and condition["status"] == "True"
         ]
@@ -132,8 +149,10 @@ class Cluster:
         """kubectl as administrator, in the place outside the cluster."""
         binary = build.kubernetes(str(self.facts().get("version", build.DEFAULT_KUBERNETES)))
         return network.inside(
-            self.place.netns("ext"), str(binary / "kubectl"),
-            f"--kubeconfig={self.place.kubeconfig()}", *words,
+            self.place.netns("ext"),
+            str(binary / "kubectl"),
+            f"--kubeconfig={self.place.kubeconfig()}",
+            *words,
         )
 
     def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
@@ -143,8 +162,12 @@ class Cluster:
     # -- down ---------------------------------------------------------------------------------
     def down(self) -> None:
         """Remove the testbed whatever state it is in; needs nothing but its name."""
-        left = {file.name for base in (self.place.run / "pids", self.place.data)
-                if base.is_dir() for file in base.iterdir()}
+        left = {
+            file.name
+            for base in (self.place.run / "pids", self.place.data)
+            if base.is_dir()
+            for file in base.iterdir()
+        }
         nodes = [Node(self.place, name) for name in left]
         with ThreadPoolExecutor() as pool:
             list(pool.map(Node.stop, nodes))

@@ -9,11 +9,12 @@ import os
 import re
 import resource
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from godwit_testbed import build, shell
 from godwit_testbed.node import Node
-from godwit_testbed.paths import CACHE, SOURCE, TestbedError
+from godwit_testbed.paths import CACHE, TestbedError, locked
 
 BASE_IMAGE = "godwit.local/debian:forky"
 PAUSE_IMAGE = "godwit.local/pause:1"
@@ -51,34 +52,55 @@ def pack(tag: str, files: dict[str, Path], command: list[str]) -> Path:
 
 def _write_archive(part: Path, tag: str, layer: bytes, config: dict[str, object]) -> None:
     machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
-    image = json.dumps({
-        "architecture": machine, "os": "linux", "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
-        # buildah finds no layer of its cache again when an image has layers without history.
-        "created": "2026-01-01T00:00:00Z",
-        "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "godwit testbed"}],
-    }).encode()
+    image = json.dumps(
+        {
+            "architecture": machine,
+            "os": "linux",
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+            # buildah finds no layer of its cache again when an image has layers without history.
+            "created": "2026-01-01T00:00:00Z",
+            "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "godwit testbed"}],
+        }
+    ).encode()
     oci = "application/vnd.oci.image."
-    manifest = json.dumps({
-        "schemaVersion": 2, "mediaType": oci + "manifest.v1+json",
-        "config": {"mediaType": oci + "config.v1+json", "digest": _digest(image),
-                   "size": len(image)},
-        "layers": [{"mediaType": oci + "layer.v1.tar", "digest": _digest(layer),
-                    "size": len(layer)}],
-    }).encode()
-    index = json.dumps({
-        "schemaVersion": 2,
-        "manifests": [{
-            "mediaType": oci + "manifest.v1+json", "digest": _digest(manifest),
-            "size": len(manifest),
-            "annotations": {"io.containerd.image.name": tag,
-                            "org.opencontainers.image.ref.name": tag},
-        }],
-    }).encode()
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": oci + "manifest.v1+json",
+            "config": {
+                "mediaType": oci + "config.v1+json",
+                "digest": _digest(image),
+                "size": len(image),
+            },
+            "layers": [
+                {"mediaType": oci + "layer.v1.tar", "digest": _digest(layer), "size": len(layer)}
+            ],
+        }
+    ).encode()
+    index = json.dumps(
+        {
+            "schemaVersion": 2,
+            "manifests": [
+                {
+                    "mediaType": oci + "manifest.v1+json",
+                    "digest": _digest(manifest),
+                    "size": len(manifest),
+                    "annotations": {
+                        "io.containerd.image.name": tag,
+                        "org.opencontainers.image.ref.name": tag,
+                    },
+                }
+            ],
+        }
+    ).encode()
     with tarfile.open(part, "w") as tar:
         blobs = {f"blobs/sha256/{_digest(data)[7:]}": data for data in (layer, image, manifest)}
-        for name, data in {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": index,
-                           **blobs}.items():
+        for name, data in {
+            "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+            "index.json": index,
+            **blobs,
+        }.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -98,10 +120,15 @@ def base() -> Path:
                 info = tarfile.TarInfo(name)
                 info.type, info.mode = tarfile.DIRTYPE, 0o755
                 tar.addfile(info)
-        _write_archive(part, BASE_IMAGE, layer.getvalue(), {
-            "Env": [f"PATH={'/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'}"],
-            "Cmd": ["bash"],
-        })
+        _write_archive(
+            part,
+            BASE_IMAGE,
+            layer.getvalue(),
+            {
+                "Env": [f"PATH={'/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'}"],
+                "Cmd": ["bash"],
+            },
+        )
 
     return build.make(_ARCHIVES / f"base2-{root.name}.tar", f"image {BASE_IMAGE}", recipe)
 
@@ -168,13 +195,24 @@ def build_image(
     }
     log = CACHE / "logs" / f"image-{out.stem}.log"
     log.unlink(missing_ok=True)
-    from godwit_testbed.paths import locked
-
     with locked(CACHE / "locks" / "buildah.lock"):
         shell.logged(
             log,
-            ["unshare", "--mount", "sh", "-c", _BUILD, "build", build.builder_root(),
-             context.resolve(), first.name, BASE_IMAGE, out.name, tag, *words],
+            [
+                "unshare",
+                "--mount",
+                "sh",
+                "-c",
+                _BUILD,
+                "build",
+                build.builder_root(),
+                context.resolve(),
+                first.name,
+                BASE_IMAGE,
+                out.name,
+                tag,
+                *words,
+            ],
             env={"WORK": str(work), "IMAGES": str(_ARCHIVES), **limits},
         )
     return out
@@ -182,11 +220,8 @@ def build_image(
 
 def load(nodes: list[Node], file: Path, tag: str | None = None) -> None:
     """Import an archive into the containerd of every node at once."""
-    from concurrent.futures import ThreadPoolExecutor
-
     if not file.exists():
         raise TestbedError(f"{file} does not exist; `testbed image build -t NAME …` makes images")
-    words = ["ctr", "-n", "k8s.io", "images", "import", "--no-unpack"]
     words = ["ctr", "-n", "k8s.io", "images", "import"]
     if tag:
         words += ["--index-name", tag]
@@ -196,7 +231,3 @@ def load(nodes: list[Node], file: Path, tag: str | None = None) -> None:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(one, nodes))
-
-
-__all__ = ["BASE_IMAGE", "COREDNS_IMAGE", "PAUSE_IMAGE", "SOURCE", "archive", "base",
-           "build_image", "load", "system_images"]

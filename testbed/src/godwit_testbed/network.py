@@ -47,8 +47,21 @@ def create(place: Place, workers: list[str]) -> None:
     for node in ["cp", *workers]:
         netns = place.netns(node)
         _namespace(netns)
-        shell.run("ip", "-n", ext, "link", "add", f"v-{node}", "type", "veth",
-                  "peer", "name", "eth0", "netns", netns)
+        shell.run(
+            "ip",
+            "-n",
+            ext,
+            "link",
+            "add",
+            f"v-{node}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            netns,
+        )
         shell.run("ip", "-n", ext, "link", "set", f"v-{node}", "master", "br0", "up")
         shell.run("ip", "-n", netns, "link", "set", "eth0", "up")
         address = node_address(place, node)
@@ -57,11 +70,20 @@ def create(place: Place, workers: list[str]) -> None:
     for node in workers:
         for other in ["ext", "cp", *workers]:
             if other != node:
-                shell.run("ip", "-n", place.netns(other), "route", "add",
-                          pod_cidr(place, node), "via", node_address(place, node))
+                shell.run(
+                    "ip",
+                    "-n",
+                    place.netns(other),
+                    "route",
+                    "add",
+                    pod_cidr(place, node),
+                    "via",
+                    node_address(place, node),
+                )
     # A client outside reaches Services through the first worker's kube-proxy.
-    shell.run("ip", "-n", ext, "route", "add", place.service_cidr, "via",
-              node_address(place, workers[0]))
+    shell.run(
+        "ip", "-n", ext, "route", "add", place.service_cidr, "via", node_address(place, workers[0])
+    )
 
 
 def _namespace(name: str) -> None:

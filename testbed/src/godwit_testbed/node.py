@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -110,7 +111,9 @@ class Node:
         cgroups.create(self.place, self.name)
         root = self.data / "root"
         if not os.path.ismount(root):
-            options = f"lowerdir={build.node_root()},upperdir={self.data}/upper,workdir={self.data}/work"
+            options = (
+                f"lowerdir={build.node_root()},upperdir={self.data}/upper,workdir={self.data}/work"
+            )
             shell.run("mount", "-t", "overlay", "overlay", "-o", options, root)
         script = _ENTER % {
             "cgroups": _cgroup_mounts(),
@@ -118,9 +121,20 @@ class Node:
             "path": PATH,
         }
         argv = [
-            "nsenter", f"--net=/run/netns/{self.place.netns(self.name)}", "--",
-            "unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "--kill-child",
-            "sh", "-c", script,
+            "nsenter",
+            f"--net=/run/netns/{self.place.netns(self.name)}",
+            "--",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "--kill-child",
+            "sh",
+            "-c",
+            script,
         ]
         (self.data / "bind/var/log/node").mkdir(parents=True, exist_ok=True)
         log = self.data / "start.log"
@@ -130,8 +144,12 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env={"PATH": PATH, "ROOT": str(root), "NODE": self.name,
-                     "DATA": str(self.data / "bind")},
+                env={
+                    "PATH": PATH,
+                    "ROOT": str(root),
+                    "NODE": self.name,
+                    "DATA": str(self.data / "bind"),
+                },
                 start_new_session=True,
                 preexec_fn=lambda: cgroups.enter(self.place, self.name),
             )
@@ -139,8 +157,6 @@ class Node:
 
     def _await_init(self, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + 20
-        socket = self.data / "root/run/nodeinit.sock"
-        del socket
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         while time.monotonic() < deadline:
             if process.poll() is not None:
@@ -172,8 +188,6 @@ class Node:
         try:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
             # A process 1 is gone only when its whole namespace is.
-            import select
-
             select.select([handle], [], [], 30)
         finally:
             os.close(handle)
@@ -198,8 +212,23 @@ class Node:
                 f"`testbed up --name {self.place.name}` brings it up"
             )
         return [
-            "nsenter", "-t", str(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--",
-            "env", "-C", "/", "-i", f"PATH={PATH}", "HOME=/root", f"TERM={os.environ.get('TERM', 'dumb')}",
+            "nsenter",
+            "-t",
+            str(pid),
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "-p",
+            "-C",
+            "--",
+            "env",
+            "-C",
+            "/",
+            "-i",
+            f"PATH={PATH}",
+            "HOME=/root",
+            f"TERM={os.environ.get('TERM', 'dumb')}",
             *command,
         ]
 

@@ -38,27 +38,56 @@ class Authority:
         """Make the authority and the service-account key."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         shell.run(
-            "openssl", "req", "-x509", *_EC, "-days", "3650", "-subj", "/CN=testbed",
-            "-keyout", self.path("ca.key"), "-out", self.path("ca.crt"),
-            "-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
+            "openssl",
+            "req",
+            "-x509",
+            *_EC,
+            "-days",
+            "3650",
+            "-subj",
+            "/CN=testbed",
+            "-keyout",
+            self.path("ca.key"),
+            "-out",
+            self.path("ca.crt"),
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
         )
         shell.run("openssl", "genrsa", "-out", self.path("sa.key"), "2048")
-        shell.run("openssl", "rsa", "-in", self.path("sa.key"), "-pubout", "-out",
-                  self.path("sa.pub"))
+        shell.run(
+            "openssl", "rsa", "-in", self.path("sa.key"), "-pubout", "-out", self.path("sa.pub")
+        )
 
     def issue(self, identity: Identity) -> None:
         """Make ``<name>.crt`` and ``<name>.key``; the user and group are Kubernetes' own."""
         subject = f"/O={identity.group}" if identity.group else ""
         subject += f"/CN={identity.user}"
-        names = ("-addext", f"subjectAltName={','.join(identity.serves)}") if identity.serves else ()
+        alternative = f"subjectAltName={','.join(identity.serves)}"
+        names = ("-addext", alternative) if identity.serves else ()
         shell.run(
-            "openssl", "req", "-x509", *_EC, "-days", "3650", "-subj", subject,
-            "-CA", self.path("ca.crt"), "-CAkey", self.path("ca.key"),
-            "-keyout", self.path(f"{identity.name}.key"),
-            "-out", self.path(f"{identity.name}.crt"),
-            "-addext", "basicConstraints=critical,CA:FALSE",
-            "-addext", "keyUsage=critical,digitalSignature,keyEncipherment",
-            "-addext", "extendedKeyUsage=clientAuth,serverAuth", *names,
+            "openssl",
+            "req",
+            "-x509",
+            *_EC,
+            "-days",
+            "3650",
+            "-subj",
+            subject,
+            "-CA",
+            self.path("ca.crt"),
+            "-CAkey",
+            self.path("ca.key"),
+            "-keyout",
+            self.path(f"{identity.name}.key"),
+            "-out",
+            self.path(f"{identity.name}.crt"),
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-addext",
+            "keyUsage=critical,digitalSignature,keyEncipherment",
+            "-addext",
+            "extendedKeyUsage=clientAuth,serverAuth",
+            *names,
         )
 
     def kubeconfig(self, name: str) -> Path:
@@ -70,14 +99,24 @@ class Authority:
         config = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "testbed", "cluster": {
-                "server": f"https://{self._place.api_address}:6443",
-                "certificate-authority-data": data("ca.crt"),
-            }}],
-            "users": [{"name": name, "user": {
-                "client-certificate-data": data(f"{name}.crt"),
-                "client-key-data": data(f"{name}.key"),
-            }}],
+            "clusters": [
+                {
+                    "name": "testbed",
+                    "cluster": {
+                        "server": f"https://{self._place.api_address}:6443",
+                        "certificate-authority-data": data("ca.crt"),
+                    },
+                }
+            ],
+            "users": [
+                {
+                    "name": name,
+                    "user": {
+                        "client-certificate-data": data(f"{name}.crt"),
+                        "client-key-data": data(f"{name}.key"),
+                    },
+                }
+            ],
             "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": name}}],
             "current-context": "testbed",
         }
@@ -97,8 +136,11 @@ def identities(place: Place, nodes: dict[str, str]) -> list[Identity]:
     )
     result = [
         Identity("admin", "admin", "system:masters"),
-        Identity("apiserver", "kube-apiserver",
-                 serves=(*api_names, f"IP:{place.api_address}", f"IP:{first_service}")),
+        Identity(
+            "apiserver",
+            "kube-apiserver",
+            serves=(*api_names, f"IP:{place.api_address}", f"IP:{first_service}"),
+        ),
         Identity("apiserver-kubelet", "kube-apiserver-kubelet-client", "system:masters"),
         Identity("etcd", "etcd", serves=("IP:127.0.0.1",)),
         Identity("kube-controller-manager", "system:kube-controller-manager"),
@@ -106,6 +148,12 @@ def identities(place: Place, nodes: dict[str, str]) -> list[Identity]:
         Identity("kube-proxy", "system:kube-proxy"),
     ]
     for node, address in nodes.items():
-        result.append(Identity(f"node-{node}", f"system:node:{node}", "system:nodes",
-                               (f"DNS:{node}", f"IP:{address}")))
+        result.append(
+            Identity(
+                f"node-{node}",
+                f"system:node:{node}",
+                "system:nodes",
+                (f"DNS:{node}", f"IP:{address}"),
+            )
+        )
     return result

@@ -47,7 +47,10 @@ def run(
 
 
 def logged(
-    log: Path, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None,
+    log: Path,
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> None:
     """Run a long command into a log file; a failure shows the log's end."""

@@ -16,6 +16,7 @@ from godwit_operator.addresses import Addresses
 from godwit_operator.driver import Driver
 from godwit_operator.effects import Ports
 from godwit_operator.events import Events
+from godwit_operator.housekeeping import Housekeeping
 from godwit_operator.kube import (
     BINDINGS,
     ENDPOINT_SLICES,
@@ -261,3 +262,91 @@ async def test_refused_with_all_reasons(scene: Scene) -> None:
     told = [e["message"] for e in events if e["involvedObject"]["kind"] == "PodMigration"]
     assert any("HostNetwork" in text and "TargetNotFound" in text for text in told), told
     assert (await scene.ready_pod())["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+async def test_the_process_ends_while_its_pod_is_away(scene: Scene) -> None:
+    """Then there is nothing to save: the owner's next pod starts as usual."""
+    pod = await scene.workload("StatefulSet")
+
+    def end() -> None:
+        scene.world.running_on = ""
+        scene.world.guarded = False
+
+    scene.world.on_fail = end
+    scene.world.fail["await_gate"] = [Aborted(Reason.SOURCE_EXITED, "exit code 1")]
+    result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
+    assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "SourceExited")
+    for _ in range(100):  # what the rule still caught in its last second is released by sweeps
+        await Housekeeping(scene.api, scene.ports.queue).sweep()
+        found = await find(scene.api, PODS, scene.namespace, "redis-0")
+        if found and not found["spec"].get("schedulingGates"):
+            break
+        await asyncio.sleep(0.05)
+    after = await scene.ready_pod()
+    assert after["metadata"]["uid"] != pod["metadata"]["uid"]
+    assert "godwit.io/migration" not in after["metadata"].get("annotations", {})
+    await scene.nothing_left(result["metadata"]["uid"])
+
+
+async def test_the_owner_is_deleted_in_the_handover(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    stateful_sets = Resource("apps", "v1", "statefulsets")
+    made = await scene.migrate("redis-0", run=False, target={"nodeName": other(pod)})
+    await scene.api.patch(stateful_sets, scene.namespace, "redis", {"spec": {"replicas": 1}})
+    scene.world.before_guard = lambda: scene.api.delete(stateful_sets, scene.namespace, "redis")
+    result = await scene.drive()
+    assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "SourceDeleted")
+    assert not scene.world.guarded  # the kubelet may end it now, as its owner's deletion asks
+    await scene.nothing_left(made["metadata"]["uid"])
+
+
+async def test_the_pod_is_deleted_while_copying(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    scene.world.copy_gate = asyncio.Event()
+    await scene.migrate("redis-0", run=False, target={"nodeName": other(pod)})
+    task = asyncio.create_task(scene.drive())
+    for _ in range(250):
+        if any(call[1] == "copy" for call in scene.world.calls):
+            break
+        await asyncio.sleep(0.02)
+    await scene.api.delete(PODS, scene.namespace, "redis-0", grace_seconds=0)
+    scene.world.running_on = ""
+    scene.world.copy_gate.set()
+    result = await task
+    assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "SourceDeleted")
+    assert not scene.world.guarded
+
+
+async def test_two_migrations_of_one_pod(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    body = {
+        "apiVersion": "godwit.io/v1alpha1",
+        "kind": "PodMigration",
+        "metadata": {"name": "first"},
+        "spec": {"podName": "redis-0", "target": {"nodeName": other(pod)}},
+    }
+    await scene.api.create(MIGRATIONS, scene.namespace, body)
+    await asyncio.sleep(1.1)  # creation timestamps have seconds
+    result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
+    assert result["status"]["phase"] == "Rejected"
+    assert [o["reason"] for o in result["status"]["obstacles"]] == ["AlreadyMigrating"]
+
+
+async def test_bystanders_of_a_replica_set_are_released(scene: Scene) -> None:
+    """Scaled up in the middle: one pod is the successor, the others start as they are."""
+    pod = await scene.workload("Deployment")
+    deployments = Resource("apps", "v1", "deployments")
+    scene.world.before_guard = lambda: scene.api.patch(
+        deployments, scene.namespace, "redis", {"spec": {"replicas": 3}}
+    )
+    result = await scene.migrate(pod["metadata"]["name"], target={"nodeName": other(pod)})
+    assert result["status"]["phase"] == "Succeeded", result["status"]
+    for _ in range(100):
+        await Housekeeping(scene.api, scene.ports.queue).sweep()
+        pods = await scene.api.list(PODS, scene.namespace, labels="app=redis")
+        if len(pods) == 3 and not any(p["spec"].get("schedulingGates") for p in pods):
+            break
+        await asyncio.sleep(0.05)
+    assert len(pods) == 3
+    assert not any(p["spec"].get("schedulingGates") for p in pods)
+    scene.world.empty_starts.clear()  # the other two replicas are meant to start empty

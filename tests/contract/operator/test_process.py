@@ -43,6 +43,8 @@ class Process:
             "GODWIT_ADDRESS_SECONDS": "1",
             "GODWIT_HOUSEKEEPING_SECONDS": "1",
         }
+        for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):  # as in the container
+            environment.pop(name, None)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "godwit_operator"], env=environment, stdout=log, stderr=log
@@ -244,3 +246,17 @@ async def test_enrolment_refuses_other_tokens(
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await enroll(f"{ADDRESS}:9462", authority, csr, token)
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_refused_ones_give_their_place_back(scene: Scene, process: Process) -> None:
+    """kopf ends the daemon of an object whose phase is final before the daemon looks again."""
+    for number in range(4):  # more than a node takes at once
+        body = {
+            "apiVersion": "godwit.io/v1alpha1",
+            "kind": "PodMigration",
+            "metadata": {"name": f"m{number}"},
+            "spec": {"podName": "nobody", "target": {"nodeName": "n2"}},
+        }
+        await scene.api.create(MIGRATIONS, scene.namespace, body)
+        found = await _final(scene.api, scene.namespace, f"m{number}")
+        assert [o["reason"] for o in found["status"]["obstacles"]] == ["PodNotFound"]

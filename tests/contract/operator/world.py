@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,12 +34,16 @@ class World:
     addresses: dict[str, list[pb.MovedAddress]] = field(default_factory=dict)
     empty_starts: list[str] = field(default_factory=list)
     copy_gate: asyncio.Event | None = None
+    on_fail: Callable[[], None] | None = None
+    before_guard: Callable[[], Awaitable[Any]] | None = None
     sandbox_seconds: float = 0.0  # from a successor's address to its process
 
     def called(self, node: str, call: str, epoch: int) -> None:
         self.calls.append((node, call, epoch))
         queue = self.fail.get(f"{node}.{call}") or self.fail.get(call)
         if queue:
+            if self.on_fail:
+                self.on_fail()
             raise queue.pop(0)
 
 
@@ -80,6 +84,9 @@ class FakeAgent:
     async def guard(self, request: pb.GuardRequest) -> None:
         self._note("guard", request.migration)
         assert self.world.running_on == self.node
+        if self.world.before_guard:
+            await self.world.before_guard()
+            self.world.before_guard = None
         self.world.guarded = True
 
     async def expect_pod(self, request: pb.ExpectPodRequest) -> None:

@@ -1,32 +1,40 @@
-"""What CRIU cannot dump, or what cannot follow, found by looking at the processes themselves."""
+"""What CRIU cannot dump, or what cannot follow, found by looking at the processes themselves.
+
+The list is CRIU 4.2's: files-ext.c (unknown files), sk-inet.c, sk-unix.c,
+mount.c. What is only a matter of the pod's specification the operator checks.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from godwit_agent.hostops import procs
+from godwit_agent.hostops import procs, sockets
+from godwit_agent.hostops.filesource import size_of
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, ContainerFacts, Inspection, Obstacle, PodState
 from godwit_api.errors import GodwitError
 from godwit_api.reasons import Reason
 
-# Anonymous inodes that CRIU 4.2 has no dump for (criu/files-ext.c, criu/files.c).
-_ANON = {
-    "io_uring": (Reason.IO_URING, "uses io_uring"),
-    "perf_event": (Reason.FILE_CANNOT_FOLLOW, "has a perf event open"),
-    "userfaultfd": (Reason.FILE_CANNOT_FOLLOW, "has a userfaultfd open"),
-    "bpf-prog": (Reason.FILE_CANNOT_FOLLOW, "has a BPF program open"),
-    "kvm-vm": (Reason.DEVICE, "runs a virtual machine"),
-    "landlock-ruleset": (Reason.FILE_CANNOT_FOLLOW, "has a Landlock rule set open"),
-}
-# Character devices that runc gives every container (runtime-spec, default devices).
+Found = tuple[Reason, str]
+
+# Anonymous inodes that CRIU takes along; all others it refuses.
+_ANONYMOUS = frozenset(("eventfd", "eventpoll", "inotify", "signalfd", "timerfd", "pidfd"))
+# Devices that every container has (OCI runtime specification, default devices).
 _DEVICES = frozenset(
-    ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
+    ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts/ptmx")
 )
+_DEVICE_DIRECTORIES = ("/dev/pts/", "/dev/shm/", "/dev/mqueue/")  # noqa: S108
+_MPTCP = 262  # IPPROTO_MPTCP, linux/in.h
+_PROTOCOLS: dict[int, set[int]] = {
+    socket.SOCK_STREAM: {socket.IPPROTO_TCP},
+    socket.SOCK_DGRAM: {socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE},
+}
+_FAMILIES = {16: "netlink", 17: "packet", 38: "kernel crypto", 40: "vsock", 44: "XDP"}
+# Directories that the kubelet swaps by a symbolic link when their content changes.
+_ATOMIC_VOLUME = "/..2"
+_NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "user")
 
 
 class HostInspector:
@@ -36,113 +44,133 @@ class HostInspector:
         self._layout = layout
 
     def inspect(self, pod: PodState) -> Inspection:
-        obstacles: dict[tuple[Reason, str], None] = {}
+        found: dict[Obstacle, None] = {}
         facts = []
         for container in pod.containers:
-            if not container.init_pid:
-                continue
-            pids: tuple[int, ...] = ()
-            try:
-                pids = tuple(procs.tree(container.init_pid))
-                for pid in pids:
-                    for reason, message in _process(pid):
-                        text = f"container {container.name}, process {_name(pid)}: {message}"
-                        obstacles[(reason, text)] = None
-                for reason, message in _sockets(container.init_pid, pids):
-                    obstacles[(reason, f"container {container.name}: {message}")] = None
-            except (OSError, GodwitError) as error:
-                text = f"container {container.name}: {error}"
-                obstacles[(Reason.PROCESS_CANNOT_BE_INSPECTED, text)] = None
-            facts.append(self._facts(container, pids))
+            pids = procs.tree(container.init_pid) if container.init_pid else ()
+            for reason, message in self._container(pod, container, pids):
+                found[Obstacle(reason, f"container {container.name}: {message}")] = None
+            facts.append(self._facts(pod, container, pids))
         if pod.link is None:
-            obstacles[(Reason.NETWORK_NOT_ROUTED, "the pod has no interface eth0 of its own")] = (
-                None
-            )
-        found = tuple(Obstacle(reason, message) for reason, message in obstacles)
-        return Inspection(obstacles=found, containers=tuple(facts))
+            message = "the pod has no interface eth0 with an end on this node"
+            found[Obstacle(Reason.NETWORK_NOT_ROUTED, message)] = None
+        return Inspection(obstacles=tuple(found), containers=tuple(facts))
 
-    def _facts(self, container: Container, pids: tuple[int, ...]) -> ContainerFacts:
-        memory = sum(_private_bytes(pid) for pid in pids)
-        size = 0
-        if container.upper_dir:
-            size = _tree_bytes(self._layout.local(container.upper_dir))
+    def _container(
+        self, pod: PodState, container: Container, pids: tuple[int, ...]
+    ) -> Iterator[Found]:
+        if not pids:
+            yield Reason.POD_NOT_RUNNING, "has no process"
+            return
+        try:
+            yield from _namespaces(container.init_pid, pids)
+            for pid in pids:
+                for reason, message in (*_state(pid), *_files(pid), *_memory(pid)):
+                    yield reason, f"process {_name(pid)} {message}"
+            yield from _sockets(pod, pids)
+        except (OSError, GodwitError) as error:
+            yield Reason.PROCESS_CANNOT_BE_INSPECTED, str(error)
+
+    def _facts(self, pod: PodState, container: Container, pids: tuple[int, ...]) -> ContainerFacts:
         return ContainerFacts(
             name=container.name,
             id=container.id,
-            memory_bytes=memory,
-            files_bytes=size,
+            memory_bytes=sum(_anonymous_bytes(pid) for pid in pids),
+            files_bytes=size_of(self._layout, pod, container.name),
             processes=len(pids),
         )
 
 
-def _process(pid: int) -> Iterator[tuple[Reason, str]]:
-    directory = f"/proc/{pid}/fd"
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for name in os.listdir(directory):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                target = os.readlink(f"{directory}/{name}")
-                if target.startswith("anon_inode:"):
-                    kind = target.removeprefix("anon_inode:").strip("[]")
-                    if kind in _ANON:
-                        yield _ANON[kind]
-                elif target.startswith("/dev/") and target not in _DEVICES:
-                    if not target.startswith(("/dev/pts/", "/dev/shm/", "/dev/mqueue/")):  # noqa: S108
-                        yield Reason.DEVICE, f"has the device {target} open"
-    for mapping in procs.mappings(pid):
-        if "hugetlb" in mapping.name or mapping.name.startswith("/anon_hugepage"):
+def _namespaces(init_pid: int, pids: tuple[int, ...]) -> Iterator[Found]:
+    for kind in _NAMESPACES:
+        home = _namespace(init_pid, kind)
+        for pid in pids:
+            own = _namespace(pid, kind)
+            if home and own and own != home:
+                message = f"process {_name(pid)} has made a {kind} namespace of its own"
+                yield Reason.NESTED_NAMESPACE, message
+
+
+def _state(pid: int) -> Iterator[Found]:
+    if procs.status(pid).get("TracerPid", "0") != "0":
+        yield Reason.TRACED_PROCESS, "is being traced (a debugger, strace)"
+
+
+def _files(pid: int) -> Iterator[Found]:
+    for _, target in procs.descriptors(pid):
+        if target.startswith("anon_inode:"):
+            kind = target.removeprefix("anon_inode:").strip("[]")
+            if kind == "io_uring":
+                yield Reason.IO_URING, "uses io_uring: turn it off in the application"
+            elif kind not in _ANONYMOUS:
+                yield Reason.FILE_CANNOT_FOLLOW, f"has a {kind} open"
+        elif target.startswith("/dev/"):
+            known = target.removeprefix("/dev/").removesuffix(" (deleted)") in _DEVICES
+            if not known and not target.startswith(_DEVICE_DIRECTORIES):
+                yield Reason.DEVICE, f"has the device {target} open"
+        elif _ATOMIC_VOLUME in target:
+            yield Reason.FILE_CANNOT_FOLLOW, f"holds {target} open, which the kubelet replaces"
+
+
+def _memory(pid: int) -> Iterator[Found]:
+    seen: set[str] = set()
+    for item in procs.mappings(pid):
+        if item.name in seen or not item.name:
+            continue
+        seen.add(item.name)
+        if item.name.startswith("/anon_hugepage") or "/hugepages" in item.name:
             yield Reason.HUGE_PAGES, "uses huge pages of hugetlbfs"
-            break
+        elif item.name.startswith("anon_inode:"):
+            yield Reason.FILE_CANNOT_FOLLOW, f"has mapped {item.name}"
+        elif item.name.startswith("/dev/") and not item.name.startswith(
+            ("/dev/zero", *_DEVICE_DIRECTORIES)
+        ):
+            yield Reason.DEVICE, f"has mapped the device {item.name}"
 
 
-def _sockets(init_pid: int, pids: tuple[int, ...]) -> Iterator[tuple[Reason, str]]:
-    """Families CRIU has no dump for, and unix streams whose other end is elsewhere."""
-    held = set()
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{name}"))
-                    if match:
-                        held.add(match[1])
-    known = set()
-    tables = ("tcp", "tcp6", "udp", "udp6", "udplite", "raw", "raw6", "icmp", "unix", "netlink")
-    for table in (*tables, "packet"):
-        for line in procs.read(init_pid, f"net/{table}").splitlines()[1:]:
-            fields = line.split()
-            column = {"unix": 6, "netlink": 9, "packet": 8}.get(table, 9)
-            if len(fields) > column:
-                inode = fields[column]
-                if inode in held:
-                    known.add(inode)
-                    if table in ("raw", "raw6"):
-                        yield Reason.SOCKET_FAMILY, "has a raw IP socket open"
-    unknown = held - known
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{name}"))
-                    if match and match[1] in unknown:
-                        family = os.getxattr(f"/proc/{pid}/fd/{name}", "system.sockprotoname")
-                        protocol = family.rstrip(b"\0").decode(errors="replace")
-                        if protocol not in ("TCP", "TCPv6", "UDP", "UDPv6", "UNIX", "UNIX-STREAM"):
-                            yield Reason.SOCKET_FAMILY, f"has a socket of protocol {protocol} open"
+def _sockets(pod: PodState, pids: tuple[int, ...]) -> Iterator[Found]:
+    held = list(sockets.of(pids))
+    for item in held:
+        if fault := _fault(item):
+            yield Reason.SOCKET_FAMILY, f"process {_name(item.pid)} {fault}"
+    local = {item.inode for item in held if item.family == socket.AF_UNIX}
+    if not local:
+        return
+    peers = sockets.unix_peers(pod.sandbox.netns)
+    for item in held:
+        peer = peers.get(item.inode, 0) if item.family == socket.AF_UNIX else 0
+        if peer and peer not in local:
+            message = "has a unix socket connected to a process outside the container"
+            yield Reason.SOCKET_FAMILY, f"process {_name(item.pid)} {message}"
 
 
-def _private_bytes(pid: int) -> int:
-    for line in procs.read(pid, "status").splitlines():
-        if line.startswith("RssAnon:"):
+def _fault(item: sockets.Socket) -> str | None:
+    match item.family:
+        case socket.AF_UNIX | socket.AF_NETLINK:
+            return None
+        case socket.AF_INET | socket.AF_INET6:
+            if item.protocol == _MPTCP:
+                return "uses multipath TCP (in Go: GODEBUG=multipathtcp=0)"
+            if item.protocol in _PROTOCOLS.get(item.kind, set()):
+                return None
+            if item.kind == socket.SOCK_RAW:
+                return "has a raw socket"
+            return f"has a socket of protocol {item.protocol}"
+    return f"has a {_FAMILIES.get(item.family, f'family {item.family}')} socket"
+
+
+def _anonymous_bytes(pid: int) -> int:
+    for line in procs.read(pid, "smaps_rollup").splitlines():
+        if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     return 0
 
 
-def _tree_bytes(path: Path) -> int:
-    total = 0
-    for directory, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(directory, name)).st_size  # noqa: PTH118
-    return total
+def _namespace(pid: int, kind: str) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
+    except OSError:
+        return ""
 
 
 def _name(pid: int) -> str:

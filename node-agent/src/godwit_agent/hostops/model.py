@@ -130,6 +130,7 @@ class NodeFacts:
     tracking: Tracking
     problems: tuple[Obstacle, ...]
     ip_pools: tuple[str, ...]
+    memory_available_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

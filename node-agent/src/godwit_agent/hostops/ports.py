@@ -219,7 +219,12 @@ class Stores(Protocol):
     def open_target(self, migration_uid: str) -> TargetStore | None:
         """After a restart of the agent: only ``slots``, ``drained`` and ``destroy`` are useful."""
 
-    def destroy(self, migration_uid: str) -> None: ...
+    def destroy_source(self, migration_uid: str) -> None:
+        """Only what this node has as the source."""
+
+    def destroy(self, migration_uid: str) -> None:
+        """Everything, target's daemons included."""
+
     def list(self) -> tuple[str, ...]: ...
 
 

@@ -8,15 +8,16 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from godwit_agent.hostops import tracking
 from godwit_agent.hostops.addresses import HostAddresses
+from godwit_agent.hostops.copies import best_tracking
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import NodeFacts, Obstacle
-from godwit_agent.hostops.pagescan import Scanner
+from godwit_agent.hostops.store import available_bytes
 from godwit_api.reasons import Reason
 
 VERSION = "0.1.0"
 _TIMEOUT_SECONDS = 20
+_CAP_SYS_RESOURCE = 24  # linux/capability.h
 
 
 class HostProbe:
@@ -25,7 +26,7 @@ class HostProbe:
     def __init__(self, layout: Layout, addresses: HostAddresses) -> None:
         self._layout = layout
         self._addresses = addresses
-        self._tracking = tracking.probe(Scanner())
+        self._tracking = best_tracking()
         self._versions = self._ask_versions()
         self._cpu = _cpu_features()
 
@@ -38,6 +39,7 @@ class HostProbe:
             tracking=self._tracking,
             problems=tuple(self._problems()),
             ip_pools=self._addresses.subnets(),
+            memory_available_bytes=available_bytes(),
         )
 
     def _ask_versions(self) -> Mapping[str, str]:
@@ -80,6 +82,7 @@ class HostProbe:
             )
             if not os.path.lexists(self._layout.local(path))
         ]
+        problems += self._pipe_problems()
         if not self._addresses.subnets():
             problems.append(
                 Obstacle(
@@ -88,6 +91,24 @@ class HostProbe:
                 )
             )
         return problems
+
+    def _pipe_problems(self) -> list[Obstacle]:
+        """CRIU's lazy dump puts references to all pages into pipes; without CAP_SYS_RESOURCE
+        the kernel counts them (fs/pipe.c, account_pipe_buffers)."""
+        capabilities = Path("/proc/self/status").read_text().partition("CapEff:")[2].split()[0]
+        if int(capabilities, 16) >> _CAP_SYS_RESOURCE & 1:
+            return []
+        try:
+            soft = int(self._layout.local("/proc/sys/fs/pipe-user-pages-soft").read_text())
+        except (OSError, ValueError):
+            return []
+        if soft == 0:
+            return []
+        message = (
+            "the agent has no CAP_SYS_RESOURCE here: set fs.pipe-user-pages-soft=0 and "
+            "fs.pipe-max-size=16777216 on the node, or memory cannot be dumped"
+        )
+        return [Obstacle(Reason.NODE_NOT_PREPARED, message)]
 
 
 def _cpu_features() -> tuple[str, ...]:

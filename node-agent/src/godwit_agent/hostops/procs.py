@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,18 @@ def processes(init_pid: int) -> tuple[Process, ...]:
     pids = tree(init_pid)
     numbers = {pid: vpid(pid) for pid in pids}
     return tuple(_process(pid, numbers) for pid in pids if numbers[pid])
+
+
+def descriptors(pid: int) -> Iterator[tuple[int, str]]:
+    """(number, what it points to) of all open files."""
+    directory = _PROC / str(pid) / "fd"
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except OSError:
+        return
+    for name in names:
+        with contextlib.suppress(OSError):
+            yield int(name), str((directory / name).readlink())
 
 
 def mappings(pid: int) -> Iterator[Mapping]:

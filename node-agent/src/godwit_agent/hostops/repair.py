@@ -11,8 +11,9 @@ import ctypes
 import os
 import re
 import socket
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+
+from godwit_agent.hostops import procs
 
 _SYS_PIDFD_GETFD = 438  # the same on all architectures (asm-generic/unistd.h)
 _TCP_REPAIR = 19
@@ -34,17 +35,10 @@ def end(pids: Iterable[int]) -> int:
     return found
 
 
-def _sockets(pid: int) -> Iterable[tuple[int, str]]:
-    directory = f"/proc/{pid}/fd"
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return
-    for name in names:
-        with contextlib.suppress(OSError):
-            match = _SOCKET.match(str(Path(directory, name).readlink()))
-            if match:
-                yield int(name), match[1]
+def _sockets(pid: int) -> Iterator[tuple[int, str]]:
+    for number, target in procs.descriptors(pid):
+        if match := _SOCKET.match(target):
+            yield number, match[1]
 
 
 def _end_one(pid: int, number: int) -> int:

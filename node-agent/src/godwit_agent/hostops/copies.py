@@ -1,0 +1,31 @@
+"""The source's side of a copy (``Copies``)."""
+
+from __future__ import annotations
+
+import functools
+
+from godwit_agent.hostops import tracking
+from godwit_agent.hostops.filesource import HostSourceFiles
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.memory import HostSourceMemory
+from godwit_agent.hostops.model import PodState, Tracking
+from godwit_agent.hostops.pagescan import Scanner
+
+
+@functools.cache
+def best_tracking() -> Tracking:
+    """What this kernel can do; probed once."""
+    return tracking.probe(Scanner())
+
+
+class HostCopies:
+    """The real ``Copies``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def memory(self, pod: PodState) -> HostSourceMemory:
+        return HostSourceMemory(pod, best_tracking())
+
+    def files(self, pod: PodState) -> HostSourceFiles:
+        return HostSourceFiles(self._layout, pod)

@@ -1,0 +1,44 @@
+"""Which directories of a container are copied: its writable layer, emptyDirs, /dev/shm.
+
+All else either comes with the image or is mounted by the kubelet again
+(secrets, config maps, network volumes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from godwit_agent.hostops.filerecords import UPPER
+from godwit_agent.hostops.model import Container
+
+_EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"
+_SHM = "/dev/shm"  # noqa: S108 - a mount destination, not a file of ours
+
+
+def copied_mounts(container: Container) -> dict[str, str]:
+    """Mount destination to host directory."""
+    return {
+        mount.destination: mount.source
+        for mount in container.mounts
+        if mount.kind == "bind" and (_EMPTY_DIR in mount.source or mount.destination == _SHM)
+    }
+
+
+def source_trees(containers: Iterable[Container]) -> list[tuple[str, str, str]]:
+    """(container, tree, host directory); what containers share is listed once."""
+    found: list[tuple[str, str, str]] = []
+    seen: set[str] = set()
+    for container in containers:
+        if container.upper_dir:
+            found.append((container.name, UPPER, container.upper_dir))
+        for destination, directory in copied_mounts(container).items():
+            if directory not in seen:
+                seen.add(directory)
+                found.append((container.name, destination, directory))
+    return found
+
+
+def target_trees(container: Container) -> dict[str, str]:
+    """Tree to host directory. The writable layer is written through the mounted root: changing
+    an overlay's upper directory behind its back is undefined (overlayfs.rst)."""
+    return {UPPER: container.rootfs, **copied_mounts(container)}

@@ -1,0 +1,42 @@
+"""The page set agrees with a plain set of page numbers."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from godwit_agent.memory.pageset import PAGE, PageSet
+
+# around the border between two chunks of 2**18 pages
+_NUMBERS = st.integers(min_value=(1 << 18) - 40, max_value=(1 << 18) + 40)
+_RANGES = st.lists(st.tuples(_NUMBERS, st.integers(0, 20)), max_size=12)
+
+
+def _fill(ranges: list[tuple[int, int]]) -> tuple[PageSet, set[int]]:
+    real, model = PageSet(), set[int]()
+    for start, count in ranges:
+        real.add(start * PAGE, (start + count) * PAGE)
+        model.update(range(start, start + count))
+    return real, model
+
+
+@given(_RANGES, _NUMBERS, st.integers(1, 60))
+def test_questions_about_a_range(ranges: list[tuple[int, int]], start: int, count: int) -> None:
+    real, model = _fill(ranges)
+    asked = set(range(start, start + count))
+    low, high = start * PAGE, (start + count) * PAGE
+    missing = sorted(asked - model)
+    assert real.covers(low, high) == (not missing)
+    assert real.first_missing(low, high) == (missing[0] * PAGE if missing else None)
+    assert real.touches(low, high) == bool(asked & model)
+
+
+@given(_RANGES)
+def test_length(ranges: list[tuple[int, int]]) -> None:
+    real, model = _fill(ranges)
+    assert len(real) == len(model)
+
+
+def test_nothing_is_covered_by_nothing() -> None:
+    assert PageSet().first_missing(0x7FFC_0000_0000, 0x7FFC_0000_1000) == 0x7FFC_0000_0000
+    assert PageSet().covers(0, 0)
