@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from godwit_agent.hostops import cgroups, routes, survive
 from godwit_agent.install import node
 from godwit_agent.install.node import InUse, Settings
 from unit.install.fake_node import RESTART, FakeNode, payload
@@ -275,3 +276,36 @@ def test_writing_leaves_no_part_behind(host: FakeNode) -> None:
     assert host.write("/a/b", "y", 0o600)
     assert [path.name for path in host.path("/a").iterdir()] == ["b"]
     assert stat.S_IMODE(host.path("/a/b").stat().st_mode) == 0o600
+
+
+def test_uninstall_removes_what_agents_leave_behind(host: FakeNode, settings: Settings) -> None:
+    node.install(host, settings)
+    for path in ("cpu/godwit/abc", "memory/godwit-tools", "memory/kubepods", "godwit/abc"):
+        host.path(f"/sys/fs/cgroup/{path}").mkdir(parents=True)
+    node.uninstall(host, settings)
+    left = {path.name for path in host.path("/sys/fs/cgroup").rglob("*")}
+    assert left == {"cpu", "memory", "kubepods"}
+    assert f"{node.OPT}/criu/bin/ip route flush proto 87" in host.ran
+
+
+def test_a_cgroup_with_processes_stays(host: FakeNode) -> None:
+    inside = host.path("/sys/fs/cgroup/cpu/godwit/abc/cgroup.procs")
+    inside.parent.mkdir(parents=True)
+    inside.write_text("1")
+    host.remove_cgroup("/sys/fs/cgroup/cpu/godwit")
+    assert inside.exists()
+
+
+def test_names_are_those_of_the_agent() -> None:
+    assert routes.PROTOCOL == node.ROUTE_PROTOCOL
+    assert {cgroups._GUARD, survive._CGROUP} == set(node.CGROUPS)
+
+
+def test_waiting_for_containers_ends(host: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [["a"], ["a"], []]
+    monkeypatch.setattr(node, "in_use", lambda _: left.pop(0))
+    monkeypatch.setattr(node.time, "sleep", lambda _: None)
+    node.await_unused(host, 60.0)
+    assert left == []
+    monkeypatch.setattr(node, "in_use", lambda _: ["a"])
+    node.await_unused(host, 0.0)
