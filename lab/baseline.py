@@ -31,6 +31,8 @@ cat > $D/bundle/config.json
 _ROUND = f"""
 set -e
 D={_DIR}/bundle; R="runc --root $D/runc"
+exec 2>$D/round.log
+trap '[ $? = 0 ] || tail -n 20 $D/*.log $D/dump/*.log $D/restore/*.log' EXIT
 export PATH=/opt/godwit/criu:/opt/godwit/criu/bin:$PATH
 rm -rf $D/img $D/dump $D/restore; mkdir -p $D/img $D/dump $D/restore
 rm -f $D/status; mkfifo $D/status

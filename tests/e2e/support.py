@@ -125,19 +125,21 @@ class Scene:
         )
 
     # -- what must not be left ----------------------------------------------------------------
-    def assert_no_debris(self, seconds: float = 60.0) -> None:
+    def assert_no_debris(self, seconds: float = 60.0, *, pod_lives: bool = False) -> None:
         """Within a bounded time nothing of a migration is left on any node or in the API.
+
+        The mark of a restored container (``pod_lives``) goes with the container.
 
         The kubelet takes its time to tear down a sandbox whose processes have gone.
         """
         deadline = time.monotonic() + seconds
-        while left := self._debris():
+        while left := self._debris("" if pod_lives else "restored"):
             assert time.monotonic() < deadline, left
             time.sleep(1)
 
-    def _debris(self) -> list[str]:
+    def _debris(self, also: str) -> list[str]:
         script = (
-            "for d in guard expect restored; do ls -A /run/godwit/$d 2>/dev/null; done;"
+            f"for d in guard expect {also}; do ls -A /run/godwit/$d 2>/dev/null; done;"
             "ls -A /run/godwit/store 2>/dev/null;"
             "find /sys/fs/cgroup -path '*/godwit/*' -name cgroup.procs -exec cat {} + 2>/dev/null;"
             "pgrep -a criu;"

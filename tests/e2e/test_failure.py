@@ -30,7 +30,7 @@ def test_cancel(scene: Scene, phase: str) -> None:
         assert seen["status"]["podIP"] == address
         report = client.stop()
     assert report["ok"], report
-    scene.assert_no_debris()
+    scene.assert_no_debris(pod_lives=True)
 
 
 @pytest.mark.parametrize("kind", ["statefulset", "deployment", "pod"])
@@ -59,7 +59,7 @@ def test_failing_restore(scene: Scene, kind: str) -> None:
         seen = scene.pod(pod)
         assert seen["spec"]["nodeName"] == source
         assert seen["status"]["podIP"] == address
-        scene.assert_no_debris()
+        scene.assert_no_debris(pod_lives=True)
         scene.must_succeed(pod, target)
         report = client.stop()
     assert report["ok"], report
@@ -75,7 +75,7 @@ def test_pod_deleted_in_mid_migration(scene: Scene) -> None:
     assert status["phase"] == "Aborted"
     assert status["reason"] in {"SourceDeleted", "PodReplaced", "SourceExited", "PodNotFound"}
     scene.ready_pod("redis")
-    scene.assert_no_debris()
+    scene.assert_no_debris(pod_lives=True)
 
 
 @pytest.mark.parametrize("service", ["kubelet", "containerd"])
