@@ -17,6 +17,7 @@ from godwit_agent.install.runtime_config import Problem
 _POLL_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
 _CA_SECONDS = 60.0
+_UNUSED_SECONDS = 120.0
 _COMMANDS = {
     "install": "prepare the node and say on the Node object whether it is",
     "keep": "install, and again whenever something it depends on changes; does not end",
@@ -45,6 +46,7 @@ def main() -> int:
         return 1 if problems else 0
     api, name = Api(), os.environ["GODWIT_NODE_NAME"]
     if command == "uninstall":
+        node.await_unused(host, _UNUSED_SECONDS)
         try:
             node.uninstall(host, settings)
         except node.InUse as error:

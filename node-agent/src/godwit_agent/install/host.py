@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -105,3 +106,15 @@ class Host:
         target = self.path(path)
         if target.is_dir() and not any(target.iterdir()):
             target.rmdir()
+
+    def subdirectories(self, path: str) -> list[str]:
+        """Directories right below ``path``."""
+        place = self.path(path)
+        found = sorted(place.iterdir()) if place.is_dir() else []
+        return [f"{path}/{item.name}" for item in found if item.is_dir()]
+
+    def remove_cgroup(self, path: str) -> None:
+        """Remove a cgroup and those below it; one that still has processes stays."""
+        for directory, _, _ in os.walk(self.path(path), topdown=False):
+            with contextlib.suppress(OSError):
+                Path(directory).rmdir()

@@ -35,6 +35,9 @@ _TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 # A lazy dump keeps all dirty pages in pipes; without CAP_SYS_RESOURCE root is bound by these
 # limits too (pipe(7)).
 _PIPE_LIMITS = {"pipe-user-pages-soft": 0, "pipe-max-size": 16_777_216}
+# Of godwit_agent.hostops, which the installer does not load: it would bring pyroute2 along.
+ROUTE_PROTOCOL = 87
+CGROUPS = ("godwit", "godwit-tools")
 _SPACE_BYTES = {"/run": 64 << 20}
 _RESTART_SECONDS = 60.0
 
@@ -313,6 +316,16 @@ def in_use(host: Host) -> list[str]:
     )
 
 
+def await_unused(host: Host, seconds: float) -> None:
+    """Return when no container of ours is left, or when the time is over.
+
+    The kubelet ends the sandbox of a pod that has moved away some time after the move.
+    """
+    deadline = time.monotonic() + seconds
+    while in_use(host) and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
 def uninstall(host: Host, settings: Settings) -> None:
     """Undo ``install``; nothing of the product is left on the node.
 
@@ -334,5 +347,13 @@ def uninstall(host: Host, settings: Settings) -> None:
         if int(file.read_text()) == _PIPE_LIMITS[name]:
             file.write_text(str(old))
     host.run("umount", "-R", "/run/godwit/store")
-    for directory in ("/etc/godwit", "/var/lib/godwit", "/run/godwit", OPT):
-        host.remove(directory)
+    # What the agent leaves for its successor: routes to addresses that have moved, and cgroups.
+    host.run(f"{OPT}/criu/bin/ip", "route", "flush", "proto", str(ROUTE_PROTOCOL))
+    for hierarchy in host.subdirectories("/sys/fs/cgroup"):
+        for name in CGROUPS:
+            host.remove_cgroup(f"{hierarchy}/{name}")
+    for name in CGROUPS:
+        host.remove_cgroup(f"/sys/fs/cgroup/{name}")
+    # The last is CRIU's cache of what the kernel can do, which `criu check` has written.
+    for made in ("/etc/godwit", "/var/lib/godwit", "/run/godwit", OPT, "/run/criu.kdat"):
+        host.remove(made)
