@@ -34,6 +34,7 @@ class Reason(StrEnum):
     TERMINAL = "Terminal"
     VOLUME_CANNOT_FOLLOW = "VolumeCannotFollow"
     DEVICE = "Device"
+    POD_FINALIZERS = "PodFinalizers"
     ALREADY_MIGRATING = "AlreadyMigrating"
     # Refused in Checking: the target
     TARGET_NOT_FOUND = "TargetNotFound"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent.app.outlet import Outlet
-from godwit_agent.hostops.model import Packet, PodState, RoundStats
+from godwit_agent.hostops.model import Container, Packet, PodState, RoundStats, Sandbox
 from godwit_agent.hostops.ports import GatedDump, Host, PodNetwork, SourceFiles, SourceMemory
 from godwit_api.errors import GodwitError
 
@@ -83,14 +83,17 @@ class Leaving:
         """Kills are swallowed from now on, and the processes leave the kubelet's cgroups."""
         ids = (*self._ids, self.state.sandbox.id)
         self._host.hooks.guard(ids, self._uid, migration_epoch, deadline_unix)
-        for container in self.state.containers:
-            self._host.cgroups.guard(container)
+        for member in self._members():
+            self._host.cgroups.guard(member)
+
+    def _members(self) -> tuple[Container | Sandbox, ...]:
+        return (*self.state.containers, self.state.sandbox)
 
     def lift_guard(self, *, back: bool) -> None:
         """``back``: the processes return to the kubelet's cgroups first."""
         if back:
-            for container in self.state.containers:
-                self._host.cgroups.unguard(container)
+            for member in self._members():
+                self._host.cgroups.unguard(member)
         self._host.hooks.unguard((*self._ids, self.state.sandbox.id))
 
     # before the freeze
@@ -211,7 +214,8 @@ class Leaving:
                 dump.finish()
             else:
                 self._host.dumps.reap(container, self._uid)
-        self._host.cgroups.kill(self._ids)
+        # With its pause process gone the kubelet tears the sandbox down at once.
+        self._host.cgroups.kill((*self._ids, self.state.sandbox.id))
         self._dumps.clear()
 
     def clean(self) -> None:

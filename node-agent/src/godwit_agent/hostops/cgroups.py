@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import Container
+from godwit_agent.hostops.model import Container, Sandbox
 from godwit_api.errors import Aborted, Rejected, Retryable
 from godwit_api.reasons import Reason
 
@@ -33,7 +33,7 @@ _LIMITS = (
 _POLL_SECONDS = 0.0003
 
 
-def guard_paths(container: Container) -> dict[str, str]:
+def guard_paths(container: Container | Sandbox) -> dict[str, str]:
     """Controller to guard cgroup, in the form of ``Container.cgroups`` (and runc's state)."""
     _check(container.id)
     return {
@@ -83,7 +83,7 @@ class HostCgroups:
                 yield path
 
     # -- moving -------------------------------------------------------------------------------
-    def guard(self, container: Container) -> None:
+    def guard(self, container: Container | Sandbox) -> None:
         """Moves all processes of ``container`` into its guard cgroups."""
         for controller, home in container.cgroups.items():
             source = self._layout.local(home)
@@ -128,7 +128,7 @@ class HostCgroups:
             Reason.INTERNAL, f"{source} does not run empty: its processes fork faster than we move"
         )
 
-    def unguard(self, container: Container) -> None:
+    def unguard(self, container: Container | Sandbox) -> None:
         """Moves the processes back where the runtime had put them, thawed."""
         self.thaw([container.id])
         for controller, home in container.cgroups.items():

@@ -68,12 +68,16 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """The pod's pause container. ``netns`` can be opened while the sandbox lives."""
+    """The pod's pause container. ``netns`` can be opened while the sandbox lives.
+
+    ``cgroups`` as in ``Container``: a kubelet that restarts would kill it too.
+    """
 
     id: str
     pid: int
     netns: HostPath
     netns_inode: int
+    cgroups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

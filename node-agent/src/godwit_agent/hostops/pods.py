@@ -84,7 +84,9 @@ class HostPods:
             link = None
             with contextlib.suppress(GodwitError):
                 link = find_link(netns, self._layout.host_netns)
-            return Sandbox(identifier, pid, netns, inode), bundle["annotations"], link
+            state = self._json(f"{self._layout.runc_root}/{identifier}/state.json") or {}
+            cgroups = dict(state.get("cgroup_paths") or {})
+            return Sandbox(identifier, pid, netns, inode, cgroups), bundle["annotations"], link
         raise Rejected(Reason.POD_NOT_RUNNING, "the pod's sandbox does not run")
 
     def _container(

@@ -24,6 +24,7 @@ from godwit_agent.hostops.model import (
     PodState,
     Restored,
     RoundStats,
+    Sandbox,
     Slot,
     StoreTotals,
     SuccessorNetwork,
@@ -68,10 +69,10 @@ class NodeProbe(Protocol):
 class Cgroups(Protocol):
     """Guard cgroups ``/godwit/<container id>``; limits of the container go along."""
 
-    def guard(self, container: Container) -> None:
+    def guard(self, container: Container | Sandbox) -> None:
         """Moves all processes out of the kubelet's tree. ``Retryable(Internal)``."""
 
-    def unguard(self, container: Container) -> None:
+    def unguard(self, container: Container | Sandbox) -> None:
         """Moves them back where the runtime had put them, thawed, and removes the guard."""
 
     def freeze(self, container_ids: Iterable[str], timeout_s: float) -> int:

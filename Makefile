@@ -1,0 +1,52 @@
+# One command per intent. Everything runs as root on one Linux machine; see README.md.
+
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
+export PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help venv check unit host e2e test demo demo-down images bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/.synced: requirements-dev.lock
+	scripts/bootstrap
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+venv: $(VENV)/.synced  ## Create the virtual environment from the lock file
+
+check: venv  ## Static checks: ruff, mypy, import layers, go vet, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy api/src operator/src node-agent/src testbed/src lab
+	$(BIN)/lint-imports
+	scripts/check-generated
+	cd hooks && go vet ./...
+
+unit: venv  ## Fast tests: pure code, contracts, the Go binary
+	$(BIN)/pytest -q tests/unit tests/contract
+	cd hooks && go test ./...
+
+host: venv  ## Tests with real CRIU, namespaces and network, as root
+	$(BIN)/pytest -q tests/host
+
+e2e: venv  ## Tests on a real cluster (brings the testbed up and installs Godwit)
+	$(BIN)/pytest -q tests/e2e
+
+test: check  ## Everything
+	cd hooks && go test ./...
+	$(BIN)/pytest tests
+
+demo: venv  ## Watch a live pod move there and back
+	$(BIN)/python -m lab.demo
+
+demo-down:  ## Remove what the demo made
+	testbed/testbed down
+
+clean:  ## Remove build results and the virtual environment (not the testbed's cache)
+	rm -rf build dist $(VENV)

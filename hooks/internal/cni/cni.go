@@ -1,0 +1,156 @@
+// Package cni is the last plugin of the runtime handler's chain. For a successor
+// it puts the original address in the place of the native one, behind a closed
+// door; for any other pod it passes the result on.
+package cni
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"godwit.io/hooks/internal/state"
+)
+
+const supported = `{"cniVersion":"1.1.0","supportedVersions":["0.4.0","1.0.0","1.1.0"]}`
+
+type config struct {
+	CNIVersion string          `json:"cniVersion"`
+	Name       string          `json:"name"`
+	PrevResult json.RawMessage `json:"prevResult"`
+}
+
+type address struct {
+	Interface *int   `json:"interface,omitempty"`
+	Address   string `json:"address"`
+	Gateway   string `json:"gateway,omitempty"`
+}
+
+// Main runs one CNI command.
+func Main(dirs state.Dirs) int {
+	command := os.Getenv("CNI_COMMAND")
+	if command == "VERSION" {
+		fmt.Println(supported)
+		return 0
+	}
+	input, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return report("1.0.0", 5, err)
+	}
+	conf := config{CNIVersion: "1.0.0"}
+	if err := json.Unmarshal(input, &conf); err != nil {
+		return report(conf.CNIVersion, 6, err)
+	}
+	switch command {
+	case "ADD":
+		result, err := add(dirs, conf)
+		if err != nil {
+			return report(conf.CNIVersion, 100, err)
+		}
+		_, _ = os.Stdout.Write(result)
+	case "DEL":
+		keepHeld(dirs, os.Getenv("CNI_CONTAINERID"))
+	case "CHECK", "STATUS", "GC":
+		// After the exchange of addresses the main plugin's own CHECK cannot hold; ours has
+		// nothing to add.
+	default:
+		return report(conf.CNIVersion, 4, fmt.Errorf("unknown CNI_COMMAND %q", command))
+	}
+	return 0
+}
+
+func report(version string, code int, err error) int {
+	text, _ := json.Marshal(map[string]any{
+		"cniVersion": version, "code": code, "msg": "godwit: " + err.Error(),
+	})
+	fmt.Println(string(text))
+	return 1
+}
+
+func podUID() string {
+	for _, pair := range strings.Split(os.Getenv("CNI_ARGS"), ";") {
+		if key, value, found := strings.Cut(pair, "="); found && key == "K8S_POD_UID" {
+			return value
+		}
+	}
+	return ""
+}
+
+func add(dirs state.Dirs, conf config) ([]byte, error) {
+	if len(conf.PrevResult) == 0 {
+		return nil, fmt.Errorf("no prevResult: this plugin must come after the one that makes the network")
+	}
+	uid := podUID()
+	expect, err := dirs.Expected(uid)
+	if err != nil {
+		return nil, err
+	}
+	if expect == nil {
+		return conf.PrevResult, nil
+	}
+	var result map[string]json.RawMessage
+	if err := json.Unmarshal(conf.PrevResult, &result); err != nil {
+		return nil, err
+	}
+	var addresses []address
+	if err := json.Unmarshal(result["ips"], &addresses); err != nil || len(addresses) == 0 {
+		return nil, fmt.Errorf("prevResult has no addresses (%v)", err)
+	}
+	chosen := -1
+	for i, one := range addresses {
+		if strings.Contains(one.Address, ":") == strings.Contains(expect.IP, ":") {
+			chosen = i
+			break
+		}
+	}
+	if chosen < 0 {
+		return nil, fmt.Errorf("the network gives no address of the family of %s", expect.IP)
+	}
+	native, _, _ := strings.Cut(addresses[chosen].Address, "/")
+	network, err := rehome(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), native, addresses[chosen].Gateway, expect.IP, expect.Door)
+	if err != nil {
+		return nil, fmt.Errorf("giving %s to the successor %s: %w", expect.IP, uid, err)
+	}
+	network.SandboxID = os.Getenv("CNI_CONTAINERID")
+	if err := dirs.WriteNetwork(uid, *network); err != nil {
+		return nil, err
+	}
+	addresses[chosen].Address = expect.IP + hostPrefix(expect.IP)
+	changed, err := json.Marshal(addresses)
+	if err != nil {
+		return nil, err
+	}
+	result["ips"] = changed
+	return json.Marshal(result)
+}
+
+func hostPrefix(ip string) string {
+	if strings.Contains(ip, ":") {
+		return "/128"
+	}
+	return "/32"
+}
+
+// keepHeld re-labels the reservations of held addresses that belong to the sandbox that goes, so
+// that the IPAM's own DEL, which comes after ours, does not find them. host-local's files hold the
+// sandbox id in the first line and the interface in the second, separated by CR LF.
+func keepHeld(dirs state.Dirs, sandboxID string) {
+	if sandboxID == "" {
+		return
+	}
+	for _, held := range dirs.HeldAddresses() {
+		for _, directory := range held.IPAMDirs {
+			path := filepath.Join(directory, held.IP)
+			data, err := os.ReadFile(path)
+			if err != nil {
+				continue
+			}
+			owner, rest, _ := strings.Cut(string(data), "\n")
+			if strings.TrimSpace(owner) == sandboxID {
+				_ = os.WriteFile(path, []byte("godwit-"+held.IP+"\r\n"+rest), 0o600)
+			}
+		}
+	}
+}

@@ -1,0 +1,175 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"godwit.io/hooks/internal/state"
+)
+
+// criuMark is on the packets by which CRIU rebuilds half-closed sockets (SOCCR_MARK,
+// criu/include/net.h); they must pass a closed door.
+const criuMark = 0xC114
+
+// rehome replaces the native address by ip inside the network namespace and removes the host's
+// route to the native one. There is no host route to ip yet: packets for the original pod must go
+// on reaching it until the switch.
+func rehome(path, name, native, gateway, ip string, door bool) (*state.Network, error) {
+	handle, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	defer handle.Close()
+	pod, err := netlink.NewHandleAt(handle)
+	if err != nil {
+		return nil, err
+	}
+	defer pod.Close()
+	link, err := pod.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	host, err := netlink.LinkByIndex(link.Attrs().ParentIndex)
+	if err != nil {
+		return nil, fmt.Errorf("the host's end of %s: %w", name, err)
+	}
+	if door {
+		if err := closeDoor(handle); err != nil {
+			return nil, fmt.Errorf("closing the door: %w", err)
+		}
+	}
+	if err := exchange(pod, link, gateway, ip); err != nil {
+		return nil, err
+	}
+	if err := removeNativeRoute(native, host); err != nil {
+		return nil, err
+	}
+	return &state.Network{
+		IP: ip, NativeIP: native, Gateway: gateway, Netns: path, Interface: name,
+		HostInterface: host.Attrs().Name,
+		PodMAC:        link.Attrs().HardwareAddr.String(),
+		HostMAC:       host.Attrs().HardwareAddr.String(),
+	}, nil
+}
+
+func exchange(pod *netlink.Handle, link netlink.Link, gateway, ip string) error {
+	family, bits := netlink.FAMILY_V4, 32
+	address := net.ParseIP(ip)
+	if address == nil {
+		return fmt.Errorf("%q is no address", ip)
+	}
+	if address.To4() == nil {
+		family, bits = netlink.FAMILY_V6, 128
+	}
+	routes, err := pod.RouteList(link, family)
+	if err != nil {
+		return err
+	}
+	for i := range routes {
+		if routes[i].Protocol != unix.RTPROT_KERNEL {
+			if err := pod.RouteDel(&routes[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("route %s: %w", routes[i].Dst, err)
+			}
+		}
+	}
+	old, err := pod.AddrList(link, family)
+	if err != nil {
+		return err
+	}
+	for i := range old {
+		if old[i].IP.IsLinkLocalUnicast() {
+			continue
+		}
+		if err := pod.AddrDel(link, &old[i]); err != nil {
+			return fmt.Errorf("address %s: %w", old[i].IPNet, err)
+		}
+	}
+	whole := &net.IPNet{IP: address, Mask: net.CIDRMask(bits, bits)}
+	if err := pod.AddrReplace(link, &netlink.Addr{IPNet: whole}); err != nil {
+		return fmt.Errorf("address %s: %w", whole, err)
+	}
+	router := net.ParseIP(gateway)
+	if router == nil {
+		return fmt.Errorf("the network gives no gateway for %s", ip)
+	}
+	onLink := &netlink.Route{
+		LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK,
+		Dst: &net.IPNet{IP: router, Mask: net.CIDRMask(bits, bits)}, Src: address,
+	}
+	if err := pod.RouteReplace(onLink); err != nil {
+		return fmt.Errorf("route to the gateway %s: %w", gateway, err)
+	}
+	standard := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: router, Src: address}
+	if err := pod.RouteReplace(standard); err != nil {
+		return fmt.Errorf("default route via %s: %w", gateway, err)
+	}
+	return nil
+}
+
+// removeNativeRoute removes the host route that ptp makes; bridge makes none.
+func removeNativeRoute(native string, host netlink.Link) error {
+	address := net.ParseIP(native)
+	routes, err := netlink.RouteList(host, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for i := range routes {
+		if routes[i].Dst != nil && routes[i].Dst.IP.Equal(address) {
+			if err := netlink.RouteDel(&routes[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("route to %s: %w", native, err)
+			}
+		}
+	}
+	return nil
+}
+
+// closeDoor makes the table inet godwit_door: nothing passes but loopback and CRIU's own packets.
+func closeDoor(handle netns.NsHandle) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	connection, err := nftables.New(nftables.WithNetNSFd(int(handle)))
+	if err != nil {
+		return err
+	}
+	family := nftables.TableFamilyINet
+	table := connection.AddTable(&nftables.Table{Family: family, Name: "godwit_door"})
+	connection.FlushTable(table)
+	drop := nftables.ChainPolicyDrop
+	for _, side := range []struct {
+		name string
+		hook *nftables.ChainHook
+		meta expr.MetaKey
+	}{
+		{"input", nftables.ChainHookInput, expr.MetaKeyIIFNAME},
+		{"output", nftables.ChainHookOutput, expr.MetaKeyOIFNAME},
+	} {
+		chain := connection.AddChain(&nftables.Chain{
+			Name: side.name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: side.hook,
+			Priority: nftables.ChainPriorityRef(-300), Policy: &drop,
+		})
+		loopback := append([]byte("lo"), make([]byte, unix.IFNAMSIZ-2)...)
+		accept(connection, table, chain, expr.MetaKeyMARK, binaryutil.NativeEndian.PutUint32(criuMark))
+		accept(connection, table, chain, side.meta, loopback)
+	}
+	if err := connection.Flush(); err != nil {
+		return err
+	}
+	return nil
+}
+
+func accept(connection *nftables.Conn, table *nftables.Table, chain *nftables.Chain, key expr.MetaKey, value []byte) {
+	connection.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value},
+		&expr.Verdict{Kind: expr.VerdictAccept},
+	}})
+}

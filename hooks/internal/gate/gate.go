@@ -1,0 +1,103 @@
+// Package gate lets a CRIU that was started early wait until it is needed.
+//
+// runc calls `criu swrk FD` and sends one request on FD. A dump or a restore is
+// told apart from other requests by peeking at it, waits at a FIFO, and becomes
+// the real CRIU when the agent says so. What comes before, starting runc and
+// loading its state, is then outside the freeze.
+package gate
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"godwit.io/hooks/internal/state"
+)
+
+// Request types of CRIU's RPC protocol (images/rpc.proto, enum criu_req_type).
+const (
+	requestDump    = 1
+	requestRestore = 2
+)
+
+var errClosed = errors.New("the gate says no")
+
+// Main runs as `criu`; it returns only on failure.
+func Main(dirs state.Dirs, argv []string) int {
+	directory := os.Getenv("GODWIT_GATE")
+	if directory != "" && len(argv) > 2 && argv[1] == "swrk" {
+		fd, err := strconv.Atoi(argv[2])
+		if err == nil && mustWait(fd) {
+			if err := wait(dirs, directory); err != nil {
+				fmt.Fprintf(os.Stderr, "godwit: %s: %v\n", directory, err)
+				return 1
+			}
+		}
+	}
+	binary := filepath.Join(dirs.Opt, "criu", "criu")
+	argv[0] = "criu"
+	err := syscall.Exec(binary, argv, environment(dirs, os.Environ()))
+	fmt.Fprintf(os.Stderr, "godwit: %s: %v\n", binary, err)
+	return 127
+}
+
+// mustWait peeks at the request: field 1 (type), a varint, comes first.
+func mustWait(fd int) bool {
+	head := make([]byte, 2)
+	for {
+		n, _, err := syscall.Recvfrom(fd, head, syscall.MSG_PEEK)
+		if err == syscall.EINTR {
+			continue
+		}
+		return err == nil && n == 2 && head[0] == 0x08 && (head[1] == requestDump || head[1] == requestRestore)
+	}
+}
+
+func wait(dirs state.Dirs, directory string) error {
+	pid := strconv.Itoa(os.Getpid())
+	if err := os.WriteFile(filepath.Join(directory, "waiting"), []byte(pid), 0o600); err != nil {
+		return err
+	}
+	dirs.Ring()
+	// O_RDONLY without O_CREATE: a gate that is not there is an error, not an open gate.
+	gate, err := os.OpenFile(filepath.Join(directory, "gate"), os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer gate.Close()
+	word := make([]byte, 1)
+	if n, err := gate.Read(word); err != nil || n != 1 {
+		return fmt.Errorf("the gate was closed without a word: %w", errClosed)
+	}
+	if _, err := os.Lstat(filepath.Join(directory, "abort")); err == nil || word[0] != 'g' {
+		return errClosed
+	}
+	return nil
+}
+
+// environment takes the gate out of CRIU's way and gives it the tools it was shipped with.
+func environment(dirs state.Dirs, from []string) []string {
+	gateDir := filepath.Join(dirs.Opt, "gate")
+	kept := make([]string, 0, len(from))
+	for _, entry := range from {
+		switch {
+		case strings.HasPrefix(entry, "GODWIT_GATE="):
+		case strings.HasPrefix(entry, "PATH="):
+			var parts []string
+			for _, part := range strings.Split(strings.TrimPrefix(entry, "PATH="), ":") {
+				if part != gateDir {
+					parts = append(parts, part)
+				}
+			}
+			parts = append(parts, filepath.Join(dirs.Opt, "criu", "bin"))
+			kept = append(kept, "PATH="+strings.Join(parts, ":"))
+		default:
+			kept = append(kept, entry)
+		}
+	}
+	return kept
+}

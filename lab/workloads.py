@@ -1,0 +1,112 @@
+"""Manifests of the workloads that are moved; plain dictionaries for ``kubectl apply``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LAB_IMAGE = "godwit.local/lab:dev"
+RUNTIME_CLASS = "godwit"
+Manifest = dict[str, Any]
+
+
+def redis_pod_spec(*, node: str | None = None, runtime_class: str = RUNTIME_CLASS) -> Manifest:
+    """Pod spec of one Redis without persistence; DEBUG POPULATE is allowed to fill it."""
+    spec: Manifest = {
+        "runtimeClassName": runtime_class,
+        "terminationGracePeriodSeconds": 5,
+        "automountServiceAccountToken": False,
+        "containers": [
+            {
+                "name": "redis",
+                "image": LAB_IMAGE,
+                "imagePullPolicy": "IfNotPresent",
+                "workingDir": "/tmp",
+                "command": [
+                    "redis-server",
+                    *("--bind", "0.0.0.0", "--protected-mode", "no"),
+                    *("--save", "", "--enable-debug-command", "yes"),
+                ],
+                "ports": [{"containerPort": 6379, "name": "redis"}],
+                "readinessProbe": {"tcpSocket": {"port": 6379}, "periodSeconds": 1},
+            }
+        ],
+    }
+    if node:
+        spec["affinity"] = {
+            "nodeAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "weight": 100,
+                        "preference": {
+                            "matchFields": [
+                                {"key": "metadata.name", "operator": "In", "values": [node]}
+                            ]
+                        },
+                    }
+                ]
+            }
+        }
+    return spec
+
+
+def _meta(name: str, namespace: str) -> Manifest:
+    return {"name": name, "namespace": namespace, "labels": {"app": name}}
+
+
+def service(name: str, namespace: str) -> Manifest:
+    """ClusterIP Service for the pods labelled ``app: name``."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _meta(name, namespace),
+        "spec": {"selector": {"app": name}, "ports": [{"port": 6379, "name": "redis"}]},
+    }
+
+
+def stateful_set(name: str, namespace: str, *, node: str | None = None) -> Manifest:
+    """StatefulSet of one Redis."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": _meta(name, namespace),
+        "spec": {
+            "serviceName": name,
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": redis_pod_spec(node=node)},
+        },
+    }
+
+
+def deployment(name: str, namespace: str, *, node: str | None = None) -> Manifest:
+    """Deployment of one Redis."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _meta(name, namespace),
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": redis_pod_spec(node=node)},
+        },
+    }
+
+
+def bare_pod(name: str, namespace: str, *, node: str | None = None) -> Manifest:
+    """A Redis pod without an owner."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _meta(name, namespace),
+        "spec": redis_pod_spec(node=node),
+    }
+
+
+def migration(name: str, namespace: str, pod: str, target: str, **spec: Any) -> Manifest:
+    """A PodMigration of ``pod`` to the node ``target``."""
+    return {
+        "apiVersion": "godwit.io/v1alpha1",
+        "kind": "PodMigration",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"podName": pod, "target": {"nodeName": target}, **spec},
+    }

@@ -1,0 +1,1 @@
+"""The operator: plans migrations and drives them, one step at a time."""

@@ -1,0 +1,3 @@
+module godwit.io/testbed/nodeinit
+
+go 1.24

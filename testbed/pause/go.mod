@@ -1,0 +1,3 @@
+module godwit.io/testbed/pause
+
+go 1.24

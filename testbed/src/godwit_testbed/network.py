@@ -1,0 +1,101 @@
+"""Network namespaces: one per node, one for what is outside the cluster, a bridge between.
+
+``ext`` holds the bridge and routes pods and Services to the nodes, as a router
+of a data centre does. Nothing is added to the machine's own namespace.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from godwit_testbed import shell
+from godwit_testbed.paths import Place
+
+_SYSCTLS = {
+    "net.ipv4.ip_forward": "1",
+    "net.ipv4.conf.all.rp_filter": "0",
+    "net.ipv4.conf.default.rp_filter": "0",
+}
+
+
+def inside(netns: str, *argv: str) -> list[str]:
+    """Command line that runs in a network namespace and nowhere else.
+
+    ``ip netns exec`` is avoided: it mounts a new /sys over the caller's.
+    """
+    return ["nsenter", f"--net=/run/netns/{netns}", "--", *argv]
+
+
+def node_address(place: Place, node: str) -> str:
+    """Address of a node: ``cp`` is .10, ``n1`` .11 and so on."""
+    number = 10 if node == "cp" else 10 + int(node[1:])
+    return f"{place.network}.0.{number}"
+
+
+def pod_cidr(place: Place, node: str) -> str:
+    """Addresses of the pods of a worker."""
+    return f"{place.network}.{128 + int(node[1:])}.0/24"
+
+
+def create(place: Place, workers: list[str]) -> None:
+    """Make all namespaces, links, addresses and routes."""
+    ext = place.netns("ext")
+    _namespace(ext)
+    shell.run("ip", "-n", ext, "link", "add", "br0", "type", "bridge")
+    shell.run("ip", "-n", ext, "link", "set", "br0", "up")
+    shell.run("ip", "-n", ext, "addr", "add", f"{place.network}.0.1/24", "dev", "br0")
+    for node in ["cp", *workers]:
+        netns = place.netns(node)
+        _namespace(netns)
+        shell.run(
+            "ip",
+            "-n",
+            ext,
+            "link",
+            "add",
+            f"v-{node}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            netns,
+        )
+        shell.run("ip", "-n", ext, "link", "set", f"v-{node}", "master", "br0", "up")
+        shell.run("ip", "-n", netns, "link", "set", "eth0", "up")
+        address = node_address(place, node)
+        shell.run("ip", "-n", netns, "addr", "add", f"{address}/24", "dev", "eth0")
+        shell.run("ip", "-n", netns, "route", "add", "default", "via", f"{place.network}.0.1")
+    for node in workers:
+        for other in ["ext", "cp", *workers]:
+            if other != node:
+                shell.run(
+                    "ip",
+                    "-n",
+                    place.netns(other),
+                    "route",
+                    "add",
+                    pod_cidr(place, node),
+                    "via",
+                    node_address(place, node),
+                )
+    # A client outside reaches Services through the first worker's kube-proxy.
+    shell.run(
+        "ip", "-n", ext, "route", "add", place.service_cidr, "via", node_address(place, workers[0])
+    )
+
+
+def _namespace(name: str) -> None:
+    shell.run("ip", "netns", "add", name)
+    shell.run("ip", "-n", name, "link", "set", "lo", "up")
+    for key, value in _SYSCTLS.items():
+        shell.run(*inside(name, "sysctl", "-qw", f"{key}={value}"))
+
+
+def remove(place: Place) -> None:
+    """Delete every namespace of the testbed; links and routes go with them."""
+    for file in sorted(Path("/run/netns").glob(f"gtb-{place.name}-*")):
+        rest = file.name.removeprefix(f"gtb-{place.name}-")
+        if "-" not in rest:  # another testbed may have this one's name as its beginning
+            shell.run("ip", "netns", "del", file.name, check=False)

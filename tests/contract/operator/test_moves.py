@@ -1,0 +1,352 @@
+"""The operator against a real API server, its controllers and scheduler; agents are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from contract.operator.world import FakeKubelet, FakePool, World, make_nodes
+from godwit_api.errors import Aborted, Retryable
+from godwit_api.reasons import Reason
+from godwit_operator.addresses import Addresses
+from godwit_operator.driver import Driver
+from godwit_operator.effects import Ports
+from godwit_operator.events import Events
+from godwit_operator.housekeeping import Housekeeping
+from godwit_operator.kube import (
+    BINDINGS,
+    ENDPOINT_SLICES,
+    MIGRATIONS,
+    PODS,
+    POLICIES,
+    SERVICES,
+    HttpKubeApi,
+    Resource,
+    find,
+)
+from godwit_operator.queue import Queue
+
+pytestmark = pytest.mark.host
+NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
+Object = dict[str, Any]
+
+
+class Never:
+    """A stop that comes only when the test says so."""
+
+    def __init__(self) -> None:
+        self.flag = asyncio.Event()
+        self.cancel = False
+
+    def stopped(self) -> bool:
+        return self.flag.is_set()
+
+    def cancelled(self) -> bool:
+        return self.cancel
+
+    async def wait(self) -> None:
+        await self.flag.wait()
+
+
+class Scene:
+    """One namespace with one workload."""
+
+    def __init__(self, api: HttpKubeApi, namespace: str) -> None:
+        self.api, self.namespace = api, namespace
+        self.world = World()
+        self.pool = FakePool(self.world)
+        self.ports = Ports(api, self.pool, Addresses(api, self.pool), Queue(5, 2), "kube-system")
+        self.stop = Never()
+
+    async def workload(self, kind: str) -> Object:
+        """Start it and wait for its pod."""
+        template: Object = {
+            "metadata": {"labels": {"app": "redis"}},
+            "spec": {
+                "runtimeClassName": "godwit",
+                "terminationGracePeriodSeconds": 1,
+                "containers": [
+                    {
+                        "name": "main",
+                        "image": "x",
+                        "ports": [{"name": "tcp", "containerPort": 6379}],
+                    }
+                ],
+            },
+        }
+        service = {
+            "metadata": {"name": "redis"},
+            "spec": {"selector": {"app": "redis"}, "ports": [{"port": 80, "targetPort": "tcp"}]},
+        }
+        await self.api.create(SERVICES, self.namespace, service)
+        if kind == "Pod":
+            body = {
+                "metadata": {"name": "redis-0", **template["metadata"]},
+                "spec": template["spec"],
+            }
+            await self.api.create(PODS, self.namespace, body)
+        else:
+            spec: Object = {"selector": {"matchLabels": {"app": "redis"}}, "template": template}
+            if kind == "StatefulSet":
+                spec["serviceName"] = "redis"
+            resource = Resource("apps", "v1", f"{kind.lower()}s")
+            await self.api.create(
+                resource, self.namespace, {"metadata": {"name": "redis"}, "spec": spec}
+            )
+        return await self.ready_pod()
+
+    async def ready_pod(self) -> Object:
+        for _ in range(200):
+            for pod in await self.api.list(PODS, self.namespace, labels="app=redis"):
+                conditions = pod["status"].get("conditions", [])
+                if any(c["type"] == "Ready" and c["status"] == "True" for c in conditions):
+                    return pod
+            await asyncio.sleep(0.05)
+        raise AssertionError(await self.api.list(PODS, self.namespace))
+
+    async def migrate(self, pod: str, *, run: bool = True, **spec: Any) -> Object:
+        body = {
+            "apiVersion": "godwit.io/v1alpha1",
+            "kind": "PodMigration",
+            "metadata": {"name": "m", "finalizers": ["godwit.io/cleanup"]},
+            "spec": {"podName": pod, **spec},
+        }
+        made = await self.api.create(MIGRATIONS, self.namespace, body)
+        return await self.drive() if run else made
+
+    async def drive(self) -> Object:
+        events = Events(self.api, "test")
+        driver = Driver(self.ports, events, self.namespace, "m", self.stop)
+        await asyncio.wait_for(driver.run(), 60)
+        return await self.api.get(MIGRATIONS, self.namespace, "m")
+
+    async def nothing_left(self, uid: str) -> None:
+        assert await find(self.api, POLICIES, None, f"godwit-handover-{uid}") is None
+        assert await find(self.api, BINDINGS, None, f"godwit-handover-{uid}") is None
+        slices = await self.api.list(
+            ENDPOINT_SLICES,
+            self.namespace,
+            labels="endpointslice.kubernetes.io/managed-by=godwit.io",
+        )
+        assert slices == []
+        service = await self.api.get(SERVICES, self.namespace, "redis")
+        assert not service["spec"].get("publishNotReadyAddresses")
+        assert not service["metadata"].get("labels")
+
+
+@pytest.fixture
+async def scene(api: HttpKubeApi, request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
+    runtime = Resource("node.k8s.io", "v1", "runtimeclasses", namespaced=False)
+    if await find(api, runtime, None, "godwit") is None:
+        await api.create(runtime, None, {"metadata": {"name": "godwit"}, "handler": "godwit"})
+    await make_nodes(api)
+    made = await api.create(NAMESPACES, None, {"metadata": {"generateName": "t-"}})
+    scene = Scene(api, made["metadata"]["name"])
+    kubelet = asyncio.create_task(FakeKubelet(api, scene.world, scene.namespace).run())
+    try:
+        yield scene
+    finally:
+        kubelet.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await kubelet
+        assert not scene.world.empty_starts
+
+
+def other(pod: Object) -> str:
+    return next(n for n in ("n1", "n2", "n3") if n != pod["spec"]["nodeName"])
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "Deployment", "Pod"])
+async def test_move(scene: Scene, kind: str) -> None:
+    pod = await scene.workload(kind)
+    target = other(pod)
+    result = await scene.migrate(pod["metadata"]["name"], target={"nodeName": target})
+    status = result["status"]
+    assert status["phase"] == "Succeeded", status
+    assert (status["sourceNode"], status["targetNode"]) == (pod["spec"]["nodeName"], target)
+    assert status["freeze"] == "90ms"
+    after = await scene.ready_pod()
+    assert after["metadata"]["uid"] == status["successorUID"] != pod["metadata"]["uid"]
+    assert after["spec"]["nodeName"] == target
+    if kind != "Deployment":
+        assert after["metadata"]["name"] == pod["metadata"]["name"]
+    assert scene.world.running_on == target
+    assert not scene.world.guarded
+    assert [a.node for a in scene.world.addresses["n3"]].count(target) == 1
+    await scene.nothing_left(result["metadata"]["uid"])
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "Deployment", "Pod"])
+async def test_failing_switch_brings_the_pod_home(scene: Scene, kind: str) -> None:
+    pod = await scene.workload(kind)
+    home = pod["spec"]["nodeName"]
+    scene.world.fail["switch"] = [Aborted(Reason.RESTORE_FAILED, "bad image")]
+    result = await scene.migrate(pod["metadata"]["name"], target={"nodeName": other(pod)})
+    status = result["status"]
+    assert (status["phase"], status["reason"]) == ("Aborted", "RestoreFailed"), status
+    assert status["epoch"] == 2
+    after = await scene.ready_pod()
+    assert after["spec"]["nodeName"] == home
+    assert scene.world.running_on == home
+    await scene.nothing_left(result["metadata"]["uid"])
+
+
+async def test_failing_switch_with_a_selector_takes_the_next_node(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    scene.world.fail["switch"] = [Aborted(Reason.RESTORE_FAILED, "bad image")]
+    result = await scene.migrate("redis-0")
+    status = result["status"]
+    assert status["phase"] == "Succeeded", status
+    assert status["epoch"] == 2
+    assert scene.world.running_on == status["targetNode"] != pod["spec"]["nodeName"]
+
+
+async def test_lost_answer_of_the_switch(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    scene.world.fail["switch_reply"] = [Retryable(Reason.AGENT_UNREACHABLE, "gone")]
+    result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
+    assert result["status"]["phase"] == "Succeeded"
+    assert len([c for c in scene.world.calls if c[1] == "switch"]) == 1
+
+
+async def test_cancel_while_copying(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    scene.world.copy_gate = asyncio.Event()
+    made = await scene.migrate("redis-0", run=False, target={"nodeName": other(pod)})
+    task = asyncio.create_task(scene.drive())
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        seen = await scene.api.get(MIGRATIONS, scene.namespace, "m")
+        if seen.get("status", {}).get("phase") == "Copying":
+            break
+    scene.stop.flag.set()
+    await task
+    scene.stop = Never()
+    scene.stop.cancel = True
+    result = await scene.drive()
+    assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "Cancelled")
+    after = await scene.ready_pod()
+    assert after["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert not scene.world.guarded
+    await scene.nothing_left(made["metadata"]["uid"])
+
+
+async def test_refused_with_all_reasons(scene: Scene) -> None:
+    body = {
+        "metadata": {"name": "bad", "labels": {"app": "redis"}},
+        "spec": {
+            "hostNetwork": True,
+            "shareProcessNamespace": True,
+            "containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "x"}],
+        },
+    }
+    await scene.api.create(PODS, scene.namespace, body)
+    before = await scene.ready_pod()
+    result = await scene.migrate("bad", target={"nodeName": "nowhere"})
+    status = result["status"]
+    assert status["phase"] == "Rejected"
+    assert {item["reason"] for item in status["obstacles"]} >= {
+        "WrongRuntimeClass",
+        "HostNetwork",
+        "SharedProcessNamespace",
+        "SeveralContainers",
+        "TargetNotFound",
+    }
+    checked = next(c for c in status["conditions"] if c["type"] == "Checked")
+    assert checked["status"] == "False"
+    events = await scene.api.list(Resource("", "v1", "events"), scene.namespace)
+    told = [e["message"] for e in events if e["involvedObject"]["kind"] == "PodMigration"]
+    assert any("HostNetwork" in text and "TargetNotFound" in text for text in told), told
+    assert (await scene.ready_pod())["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+async def test_the_process_ends_while_its_pod_is_away(scene: Scene) -> None:
+    """Then there is nothing to save: the owner's next pod starts as usual."""
+    pod = await scene.workload("StatefulSet")
+
+    def end() -> None:
+        scene.world.running_on = ""
+        scene.world.guarded = False
+
+    scene.world.on_fail = end
+    scene.world.fail["await_gate"] = [Aborted(Reason.SOURCE_EXITED, "exit code 1")]
+    result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
+    assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "SourceExited")
+    for _ in range(100):  # what the rule still caught in its last second is released by sweeps
+        await Housekeeping(scene.api, scene.ports.queue).sweep()
+        found = await find(scene.api, PODS, scene.namespace, "redis-0")
+        if found and not found["spec"].get("schedulingGates"):
+            break
+        await asyncio.sleep(0.05)
+    after = await scene.ready_pod()
+    assert after["metadata"]["uid"] != pod["metadata"]["uid"]
+    assert "godwit.io/migration" not in after["metadata"].get("annotations", {})
+    await scene.nothing_left(result["metadata"]["uid"])
+
+
+async def test_the_owner_is_deleted_in_the_handover(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    stateful_sets = Resource("apps", "v1", "statefulsets")
+    made = await scene.migrate("redis-0", run=False, target={"nodeName": other(pod)})
+    await scene.api.patch(stateful_sets, scene.namespace, "redis", {"spec": {"replicas": 1}})
+    scene.world.before_guard = lambda: scene.api.delete(stateful_sets, scene.namespace, "redis")
+    result = await scene.drive()
+    assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "SourceDeleted")
+    assert not scene.world.guarded  # the kubelet may end it now, as its owner's deletion asks
+    await scene.nothing_left(made["metadata"]["uid"])
+
+
+async def test_the_pod_is_deleted_while_copying(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    scene.world.copy_gate = asyncio.Event()
+    await scene.migrate("redis-0", run=False, target={"nodeName": other(pod)})
+    task = asyncio.create_task(scene.drive())
+    for _ in range(250):
+        if any(call[1] == "copy" for call in scene.world.calls):
+            break
+        await asyncio.sleep(0.02)
+    await scene.api.delete(PODS, scene.namespace, "redis-0", grace_seconds=0)
+    scene.world.running_on = ""
+    scene.world.copy_gate.set()
+    result = await task
+    assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "SourceDeleted")
+    assert not scene.world.guarded
+
+
+async def test_two_migrations_of_one_pod(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    body = {
+        "apiVersion": "godwit.io/v1alpha1",
+        "kind": "PodMigration",
+        "metadata": {"name": "first"},
+        "spec": {"podName": "redis-0", "target": {"nodeName": other(pod)}},
+    }
+    await scene.api.create(MIGRATIONS, scene.namespace, body)
+    await asyncio.sleep(1.1)  # creation timestamps have seconds
+    result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
+    assert result["status"]["phase"] == "Rejected"
+    assert [o["reason"] for o in result["status"]["obstacles"]] == ["AlreadyMigrating"]
+
+
+async def test_bystanders_of_a_replica_set_are_released(scene: Scene) -> None:
+    """Scaled up in the middle: one pod is the successor, the others start as they are."""
+    pod = await scene.workload("Deployment")
+    deployments = Resource("apps", "v1", "deployments")
+    scene.world.before_guard = lambda: scene.api.patch(
+        deployments, scene.namespace, "redis", {"spec": {"replicas": 3}}
+    )
+    result = await scene.migrate(pod["metadata"]["name"], target={"nodeName": other(pod)})
+    assert result["status"]["phase"] == "Succeeded", result["status"]
+    for _ in range(100):
+        await Housekeeping(scene.api, scene.ports.queue).sweep()
+        pods = await scene.api.list(PODS, scene.namespace, labels="app=redis")
+        if len(pods) == 3 and not any(p["spec"].get("schedulingGates") for p in pods):
+            break
+        await asyncio.sleep(0.05)
+    assert len(pods) == 3
+    assert not any(p["spec"].get("schedulingGates") for p in pods)
+    scene.world.empty_starts.clear()  # the other two replicas are meant to start empty

@@ -1,0 +1,170 @@
+"""What an end-to-end test does to a cluster, and what it observes from outside."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from typing import Any
+
+from lab import workloads
+from lab.cluster import Cluster, CommandFailed
+
+_NUMBERS = itertools.count(1)
+
+
+class Scene:
+    """A test's namespace on the cluster."""
+
+    def __init__(self, cluster: Cluster, test: str) -> None:
+        self.cluster = cluster
+        self.namespace = "t-" + hashlib.sha256(test.encode()).hexdigest()[:8]
+        self.nodes = sorted(
+            item["metadata"]["name"]
+            for item in cluster.list("nodes", "default", "-l", "godwit.io/node=ready")
+        )
+
+    def open(self) -> None:
+        """Make the namespace, empty."""
+        self.cluster.kubectl(
+            "delete", "namespace", self.namespace, "--ignore-not-found", "--wait", "--timeout=120s"
+        )
+        self.cluster.kubectl("create", "namespace", self.namespace)
+
+    def close(self) -> None:
+        """Delete the namespace and assert that nothing of it is left anywhere."""
+        self.cluster.kubectl("delete", "namespace", self.namespace, "--wait", "--timeout=180s")
+        self.assert_no_debris()
+
+    # -- workloads ----------------------------------------------------------------------------
+    def start(self, kind: str, name: str, node: str) -> str:
+        """Start a Redis of ``kind`` (statefulset, deployment, pod) and return the pod's name."""
+        make = {
+            "statefulset": workloads.stateful_set,
+            "deployment": workloads.deployment,
+            "pod": workloads.bare_pod,
+        }[kind]
+        self.cluster.apply(
+            workloads.service(name, self.namespace), make(name, self.namespace, node=node)
+        )
+        return self.ready_pod(name)
+
+    def ready_pod(self, app: str) -> str:
+        """Name of the one Ready pod labelled ``app``."""
+        self.cluster.kubectl(
+            *("wait", "pod", "-n", self.namespace, "-l", f"app={app}"),
+            *("--for=create", "--timeout=60s"),
+        )
+        self.cluster.kubectl(
+            *("wait", "pod", "-n", self.namespace, "-l", f"app={app}"),
+            *("--for=condition=Ready", "--timeout=120s"),
+        )
+        (pod,) = self.cluster.list("pods", self.namespace, "-l", f"app={app}")
+        return str(pod["metadata"]["name"])
+
+    def pod(self, name: str) -> dict[str, Any]:
+        """The Pod object."""
+        return self.cluster.get("pod", name, self.namespace)
+
+    def cluster_ip(self, name: str) -> str:
+        """Address of a Service."""
+        return str(self.cluster.get("service", name, self.namespace)["spec"]["clusterIP"])
+
+    def other(self, *nodes: str) -> str:
+        """A prepared node that is none of ``nodes``."""
+        return str(next(node for node in self.nodes if node not in nodes))
+
+    # -- migrations ---------------------------------------------------------------------------
+    def apply_migration(self, pod: str, target: str, **spec: Any) -> str:
+        """Apply a PodMigration and return its name."""
+        name = f"m{next(_NUMBERS)}"
+        self.cluster.apply(workloads.migration(name, self.namespace, pod, target, **spec))
+        return name
+
+    def migrate(self, pod: str, target: str, **spec: Any) -> dict[str, Any]:
+        """Migrate, wait for the end, and return the final status."""
+        name = self.apply_migration(pod, target, **spec)
+        return self.final(name)
+
+    def final(self, name: str, seconds: float = 180.0) -> dict[str, Any]:
+        """Final status of a migration."""
+        seen = self.cluster.watch_migration(name, self.namespace, seconds=seconds)
+        status = seen["status"]
+        assert isinstance(status, dict)
+        return status
+
+    def must_succeed(self, pod: str, target: str, **spec: Any) -> dict[str, Any]:
+        """Migrate and insist on success."""
+        status = self.migrate(pod, target, **spec)
+        assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
+        return status
+
+    def until_phase(self, name: str, phase: str, seconds: float = 120.0) -> None:
+        """Return as soon as the migration has reached ``phase``."""
+
+        class Reached(Exception):
+            pass
+
+        def look(item: dict[str, Any]) -> None:
+            if item.get("status", {}).get("phase") == phase:
+                raise Reached
+
+        try:
+            end = self.cluster.watch_migration(name, self.namespace, seconds=seconds, seen=look)
+        except Reached:
+            return
+        raise AssertionError(f"{name} ended without {phase}: {end.get('status')}")
+
+    def events(self, kind: str, name: str) -> list[dict[str, Any]]:
+        """Events about an object."""
+        return self.cluster.list(
+            "events",
+            self.namespace,
+            f"--field-selector=involvedObject.kind={kind},involvedObject.name={name}",
+        )
+
+    # -- what must not be left ----------------------------------------------------------------
+    def assert_no_debris(self, seconds: float = 60.0, *, pod_lives: bool = False) -> None:
+        """Within a bounded time nothing of a migration is left on any node or in the API.
+
+        The mark of a restored container (``pod_lives``) goes with the container.
+
+        The kubelet takes its time to tear down a sandbox whose processes have gone.
+        """
+        deadline = time.monotonic() + seconds
+        while left := self._debris("" if pod_lives else "restored"):
+            assert time.monotonic() < deadline, left
+            time.sleep(1)
+
+    def _debris(self, also: str) -> list[str]:
+        script = (
+            f"for d in guard expect {also}; do ls -A /run/godwit/$d 2>/dev/null; done;"
+            "ls -A /run/godwit/store 2>/dev/null;"
+            "find /sys/fs/cgroup -path '*/godwit/*' -name cgroup.procs -exec cat {} + 2>/dev/null;"
+            "pgrep -a criu;"
+            "for n in /run/netns/*; do nsenter --net=$n nft list tables 2>/dev/null; done"
+            " | grep godwit; true"
+        )
+        left = []
+        for node in self.nodes:
+            said = self.cluster.node_exec(node, "sh", "-c", script).split("\n")
+            left += [f"{node}: {line}" for line in said if line]
+        kinds = "mutatingadmissionpolicies,mutatingadmissionpolicybindings"
+        named = self.cluster.kubectl("get", kinds, "-o", "name").split()
+        left += [name for name in named if "godwit" in name]
+        slices = json.loads(self.cluster.kubectl("get", "endpointslices", "-A", "-o", "json"))
+        for item in slices["items"]:
+            labels = item["metadata"].get("labels", {})
+            if "godwit" in labels.get("endpointslice.kubernetes.io/managed-by", ""):
+                left.append(f"endpointslice {item['metadata']['name']}")
+        return left
+
+
+def refused(cluster: Cluster, manifest: dict[str, Any]) -> str:
+    """What the API server says when it refuses ``manifest``; fails when it does not."""
+    try:
+        cluster.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
+    except CommandFailed as failure:
+        return str(failure)
+    raise AssertionError("the API server has accepted it")
