@@ -185,7 +185,8 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
 
     source.cgroups.guard(container)
     successor = scene.sandbox(scene.b, IP)
-    scene.restore(successor, store.slots()["main"], REDIS)
+    target.hooks.expect(successor.uid, uid, 1, IP, store.slots())
+    scene.create(successor, REDIS)
     target.restores.wait_waiting(store.slots()["main"], 10)
     arrived = target.pods.find(successor.uid)
     store.bind(arrived)
