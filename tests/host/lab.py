@@ -6,13 +6,16 @@ laid out as containerd's CRI lays them out, so that the real ports find them.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
@@ -22,13 +25,14 @@ from pathlib import Path
 
 from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import Slot
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_api.errors import GodwitError
+from godwit_testbed.build import builder_root
 
-BASE = Path(os.environ.get("GODWIT_BASE", "/var/cache/godwit/seed/base"))
+BASE = builder_root()
 HERE = Path(__file__).parent
-SHIM = HERE.parents[1] / "node-agent/native/criu-shim.c"
+ROOT = HERE.parents[1]
+NATIVE = ROOT / "node-agent/native"
 RUNC_ROOT = "/run/containerd/runc/k8s.io"
 TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 
@@ -53,11 +57,32 @@ umount -l /old
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 ip link set lo up
 echo 1 > /proc/sys/net/ipv4/ip_forward
-mkdir -p /opt/godwit/criu /opt/godwit/gate {tasks} {runc}
-ln -sf /usr/sbin/criu /opt/godwit/criu/criu
+mkdir -p /opt/godwit/criu/bin /opt/godwit/gate /opt/godwit/bin /opt/godwit/etc {tasks} {runc}
+ln -sf ../bin/godwit-hook /opt/godwit/gate/criu
+ln -sf godwit-hook /opt/godwit/bin/godwit-runc
+ln -sf /usr/bin/tar /opt/godwit/criu/bin/gnu-tar
+echo '{{"runtime": "/usr/bin/runc"}}' > /opt/godwit/etc/hook.json
+# the product's CRIU is linked with the shim
+printf '#!/bin/sh\\nLD_PRELOAD=/opt/godwit/criu/criu-shim.so exec /usr/sbin/criu "$@"\\n' \
+  > /opt/godwit/criu/criu
+chmod 755 /opt/godwit/criu/criu
 echo ready
 exec sleep 100000
 """
+
+
+@functools.cache
+def hook() -> Path:
+    """The product's own binary, built from this checkout."""
+    path = Path(tempfile.mkdtemp(prefix="godwit-hook-")) / "godwit-hook"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    done = subprocess.run(
+        ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(path), "./cmd/godwit-hook"],
+        cwd=ROOT / "hooks", env={**os.environ, "CGO_ENABLED": "0"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return path
 
 
 def run(*argv: str, check: bool = True) -> str:
@@ -169,10 +194,14 @@ class Lab:
         node.run("ip", "addr", "add", f"{address}/24", "dev", "up0")
         node.run("ip", "link", "set", "up0", "up")
         node.run("ip", "route", "add", "default", "via", "10.99.0.1")
-        gate = node.layout.local("/opt/godwit/gate/criu")
-        run("gcc", "-O1", "-static", "-o", str(gate), str(HERE / "gate_stub.c"))
-        shim = node.layout.local("/opt/godwit/criu/criu-shim.so")
-        run("gcc", "-O2", "-shared", "-fPIC", "-o", str(shim), str(SHIM))
+        local = node.layout.local
+        shutil.copy(hook(), local("/opt/godwit/bin/godwit-hook"))
+        shim, tar = (
+            str(local("/opt/godwit/criu/criu-shim.so")),
+            str(local("/opt/godwit/criu/bin/tar")),
+        )
+        run("gcc", "-O2", "-shared", "-fPIC", "-o", shim, str(NATIVE / "criu-shim.c"))
+        run("gcc", "-O2", "-static", "-o", tar, str(NATIVE / "criu-tar.c"))
         return node
 
     # -- pods ---------------------------------------------------------------------------------
@@ -253,44 +282,16 @@ class Lab:
             assert process.stdout
             raise AssertionError(process.stdout.read())
 
-    def restore(self, pod: Pod, slot: Slot, argv: list[str]) -> threading.Thread:
-        """What the hook does at ``create``, in a thread."""
+    def create(self, pod: Pod, argv: list[str]) -> subprocess.Popen[bytes]:
+        """The successor's container, as containerd's shim creates it: through our wrapper."""
         directory = self.bundle(pod, argv)
-        layout = pod.node.layout
-
-        def work() -> None:
-            path = layout.local(slot.directory)
-            (path / "claimed").write_text(pod.container_id)
-            process = pod.node.popen(
-                *("env", f"GODWIT_GATE={slot.directory}", "PATH=/opt/godwit/gate:/usr/bin"),
-                *(f"CRIU_CONFIG_FILE={slot.directory}/criu.conf", "runc", "--root", RUNC_ROOT),
-                *("restore", "--detach", "--lazy-pages", "--tcp-established", "--file-locks"),
-                *("--manage-cgroups-mode", "ignore", "--image-path", slot.images),
-                *("--work-path", slot.work, "--bundle", directory),
-                *("--pid-file", f"{directory}/init.pid", pod.container_id),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-            pod.output.append(process)
-            code = process.wait()
-            assert process.stdout
-            text = process.stdout.read().decode() if code else ""
-            pid = 0 if code else int(layout.local(f"{directory}/init.pid").read_text())
-            result = {
-                "container_id": pod.container_id,
-                "exit_code": code,
-                "pid": pid,
-                "error": text,
-            }
-            (path / ".result").write_text(json.dumps(result))
-            (path / ".result").rename(path / "result.json")
-            with contextlib.suppress(OSError):
-                fd = os.open(layout.local("/run/godwit/doorbell"), os.O_WRONLY | os.O_NONBLOCK)
-                os.write(fd, b"!")
-                os.close(fd)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        return thread
+        process = pod.node.popen(
+            *("/opt/godwit/bin/godwit-runc", "--root", RUNC_ROOT, "create"),
+            *("--bundle", directory, "--pid-file", f"{directory}/init.pid", pod.container_id),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        pod.output.append(process)
+        return process
 
     def _bundle(self, pod: Pod, identifier: str, kind: str, spec: dict[str, object]) -> None:
         directory = pod.node.layout.local(f"{TASKS}/{identifier}")

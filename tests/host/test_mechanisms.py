@@ -27,6 +27,7 @@ from godwit_agent.hostops.network import HostNetworks, HostPodNetwork
 from godwit_agent.hostops.pods import HostPods
 from godwit_agent.hostops.restore import HostRestores
 from godwit_agent.hostops.store import HostStores, HostTargetStore
+from godwit_api.errors import Aborted
 from host.lab import BASE, Counter, Lab, Node, Pod, lab
 
 pytestmark = [
@@ -185,7 +186,8 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
 
     source.cgroups.guard(container)
     successor = scene.sandbox(scene.b, IP)
-    scene.restore(successor, store.slots()["main"], REDIS)
+    target.hooks.expect(successor.uid, uid, 1, IP, store.slots())
+    scene.create(successor, REDIS)
     target.restores.wait_waiting(store.slots()["main"], 10)
     arrived = target.pods.find(successor.uid)
     store.bind(arrived)
@@ -311,3 +313,62 @@ def test_redis_stays_after_a_dump_that_is_rejected(scene: Lab) -> None:
     assert container.id not in source.cgroups.list()
     here.close()
     source.stores.destroy(uid)
+
+
+@pytest.mark.parametrize("dumped", [False, True], ids=["at the gate", "dumped"])
+def test_a_restarted_agent_lets_the_source_go_on(scene: Lab, dumped: bool) -> None:
+    """Nothing but the files and the processes are left of the agent that began."""
+    former = Agent(scene.a)
+    _, state = start_redis(scene, scene.a)
+    container, uid = state.containers[0], str(uuid.uuid4())
+    counter = Counter(scene, IP)
+    former.stores.create_source(uid)
+    former.cgroups.guard(container)
+    dump = former.dumps.prepare(container, uid)
+    dump.wait_waiting(10)
+    former.cgroups.freeze([container.id], 5)
+    here = former.network(state)
+    here.drop()
+    if dumped:
+        dump.open_gate()
+        dump.wait_dumped(10)
+
+    agent = Agent(scene.a)
+    again = agent.pods.find(state.uid)
+    assert again.containers[0].id == container.id
+    agent.dumps.recover(again.containers[0], uid)
+    assert dump._process.wait(5) != 0
+    assert agent.cgroups.frozen(container.id)
+    agent.cgroups.thaw([container.id])
+    agent.networks.reset(again.sandbox.netns)
+    agent.cgroups.unguard(again.containers[0])
+    agent.stores.destroy(uid)
+    assert agent.stores.list() == ()
+    replies = counter.replies
+    time.sleep(1.5)
+    counter.stop()
+    assert counter.error is None
+    assert counter.replies > replies
+    here.close()
+    dump._clean()
+
+
+def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
+    """The runtime sees an error at once, and the hook says why."""
+    agent = Agent(scene.b)
+    uid = str(uuid.uuid4())
+    store = agent.stores.create_target(uid, ("main",), 1 << 20)
+    slot = store.slots()["main"]
+    (scene.b.layout.local(slot.images) / "descriptors.json").write_text("[]")
+    successor = scene.sandbox(scene.b, IP)
+    agent.hooks.expect(successor.uid, uid, 1, IP, store.slots())
+    create = scene.create(successor, REDIS)
+    assert agent.restores.wait_waiting(slot, 10) == successor.container_id
+    assert agent.pods.find(successor.uid).containers[0].init_pid == 0
+    agent.restores.abort(slot)
+    assert create.wait(10) != 0
+    assert agent.restores.find(slot) is None
+    with pytest.raises(Aborted):
+        agent.restores.wait_waiting(slot, 1)
+    store.destroy()
+    agent.stores.destroy(uid)

@@ -77,11 +77,13 @@ class HostRestores:
         result = read_json(self._layout.local(slot.directory) / "result.json")
         if result is None or result.get("exit_code") != 0:
             return None
-        pid = int(result["pid"])
+        pid, container_id = int(result["pid"]), str(result["container_id"])
         pids = procs.tree(pid)
-        if not pids or procs.is_zombie(pid) or procs.vpid(pid) != 1:
+        # the number may have been given to another process since
+        ours = container_id and container_id in procs.read(pid, "cgroup")
+        if not pids or not ours or procs.is_zombie(pid):
             return None
-        return Restored(slot.container, str(result["container_id"]), pid, pids)
+        return Restored(slot.container, container_id, pid, pids)
 
     def abort(self, slot: Slot) -> None:
         directory = self._layout.local(slot.directory)
