@@ -33,7 +33,7 @@ set -e
 D={_DIR}/bundle; R="runc --root $D/runc"
 exec 2>$D/round.log
 trap '[ $? = 0 ] || tail -n 20 $D/*.log $D/dump/*.log $D/restore/*.log' EXIT
-export PATH=/opt/godwit/criu:/opt/godwit/criu/bin:$PATH
+export PATH=/opt/godwit/criu:$PATH  # CRIU as Debian builds it, and the node's own tools
 rm -rf $D/img $D/dump $D/restore; mkdir -p $D/img $D/dump $D/restore
 rm -f $D/status; mkfifo $D/status
 sleep 6007 2>/dev/null | $R run -d --bundle $D gwbase 2>&1 | cat >$D/run.log &
