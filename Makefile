@@ -7,7 +7,7 @@ PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit host e2e test demo demo-down images bench clean
+.PHONY: help venv check unit host e2e test demo demo-down bench-moves clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,8 +23,8 @@ venv: $(VENV)/.synced  ## Create the virtual environment from the lock file
 check: venv  ## Static checks: ruff, mypy, import layers, go vet, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy api/src operator/src node-agent/src testbed/src lab
-	$(BIN)/lint-imports
+	$(BIN)/mypy api/src operator/src node-agent/src testbed/src lab bench
+	$(BIN)/lint-imports --config pyproject.toml
 	scripts/check-generated
 	cd hooks && go vet ./...
 
@@ -44,6 +44,9 @@ test: check  ## Everything
 
 demo: venv  ## Watch a live pod move there and back
 	$(BIN)/python -m lab.demo
+
+bench-moves: venv  ## Ten moves of the demo's Redis beside stock CRIU; raw data in bench/results
+	$(BIN)/python -m bench.moves
 
 demo-down:  ## Remove what the demo made
 	testbed/testbed down
