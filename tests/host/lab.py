@@ -144,6 +144,7 @@ class Lab:
             raise
 
     def _make(self) -> None:
+        self._stack.callback(self._remove_cgroups)
         self.client = self._namespace()
         self._in_client("ip", "link", "set", "lo", "up")
         self._in_client("ip", "link", "add", "br0", "type", "bridge")
@@ -329,10 +330,13 @@ class Lab:
             process.wait()
             if process.stdout:
                 process.stdout.close()
-        for path in Path("/sys/fs/cgroup").glob(f"*/{pod.cgroup.lstrip('/')}"):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-                path.parent.rmdir()
+
+    def _remove_cgroups(self) -> None:
+        for top in Path("/sys/fs/cgroup").glob(f"*/godwit-lab-{self.tag}"):
+            for path in (*top.iterdir(), top):
+                if path.is_dir():
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from godwit_agent.hostops import devicefilter
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, Sandbox
 from godwit_api.errors import Aborted, Rejected, Retryable
@@ -91,7 +92,9 @@ class HostCgroups:
                 continue
             target = self._layout.local(guard_paths(container)[controller])
             self._make(target, controller, source)
-            self._move(source, target)
+            # a container may have made cgroups below its own
+            for directory in (source, *(path for path in source.rglob("*") if path.is_dir())):
+                self._move(directory, target)
 
     def _make(self, target: Path, controller: str, source: Path) -> None:
         top = target.parent
@@ -104,6 +107,7 @@ class HostCgroups:
             with contextlib.suppress(OSError):
                 enabled = (self._base / "cgroup.subtree_control").read_text().split()
                 (top / "cgroup.subtree_control").write_text(" ".join(f"+{x}" for x in enabled))
+            _copy_device_programs(source, target)
         for file in _LIMITS:
             with contextlib.suppress(OSError):
                 (target / file).write_text((source / file).read_text())
@@ -239,6 +243,19 @@ class HostCgroups:
             if top.is_dir():
                 found.update(path.name for path in top.iterdir() if path.is_dir())
         return tuple(sorted(found))
+
+
+def _copy_device_programs(source: Path, target: Path) -> None:
+    try:
+        if not devicefilter.attached(source):
+            return
+    except OSError:
+        return  # hybrid, where v1 controls devices, or a kernel without such programs
+    try:
+        devicefilter.copy(source, target)
+    except OSError as error:
+        message = f"{target} would allow every device: {error}"
+        raise Retryable(Reason.INTERNAL, message) from error
 
 
 def _read_pids(path: Path) -> list[int]:
