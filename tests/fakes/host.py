@@ -176,10 +176,10 @@ class _Probe(_Part):
 
 
 class _Cgroups(_Part):
-    def guard(self, container: Container) -> None:
+    def guard(self, container: Container | Sandbox) -> None:
         self.node.do("cgroup_guard")
 
-    def unguard(self, container: Container) -> None:
+    def unguard(self, container: Container | Sandbox) -> None:
         self.node.do("cgroup_unguard")
 
     def freeze(self, container_ids: Iterable[str], timeout_s: float) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -248,6 +251,38 @@ def test_names_decide_who_may_call(cluster: Cluster, tmp_path: Path) -> None:
             )
         assert error_of(caught.value).reason is Reason.WRONG_PEER
     assert "b.resume" not in cluster.world.effects
+
+
+def slow_proxy(listener: socket.socket, address: str, port: int) -> None:
+    """One connection, whose first byte takes half a second."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    inner, _ = listener.accept()
+    time.sleep(0.5)
+    with inner, socket.create_connection((address, port), timeout=10) as outer:
+        outer.settimeout(None)
+        back = threading.Thread(target=pump, args=(outer, inner), daemon=True)
+        back.start()
+        pump(inner, outer)
+        back.join(10)
+
+
+def test_a_busy_node_has_time_for_its_handshake(cluster: Cluster) -> None:
+    node = cluster.b
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        arguments = (listener, node.address, node.config.control_port)
+        proxy = threading.Thread(target=slow_proxy, args=arguments, daemon=True)
+        proxy.start()
+        port = int(listener.getsockname()[1])
+        with cluster.operator.node_channel("127.0.0.1", port, "b") as channel:
+            stub = agent_pb2_grpc.NodeAgentStub(channel)
+            assert stub.GetNode(pb.GetNodeRequest(), timeout=TIMEOUT).node == "b"
+        proxy.join(15)
 
 
 def test_a_call_needs_a_deadline(cluster: Cluster) -> None:

@@ -133,7 +133,8 @@ class IdentityStore:
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            # despite its name also the time that one attempt with its handshake may take
+            ("grpc.min_reconnect_backoff_ms", 5_000),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1_000),
         ]
