@@ -21,7 +21,7 @@ _SETUP = f"""
 set -e
 D={_DIR}
 mkdir -p $D/rootfs $D/bundle
-ip netns add gwbase; nsenter --net=/run/netns/gwbase ip link set lo up
+for n in gwbase gwbase2; do ip netns add $n; nsenter --net=/run/netns/$n ip link set lo up; done
 mount -t tmpfs -o size=8g tmpfs $D/bundle
 mkdir $D/bundle/rootfs $D/bundle/second
 ctr -n k8s.io images mount --rw "$1" $D/bundle/rootfs >/dev/null
@@ -40,7 +40,7 @@ sleep 6007 2>/dev/null | $R run -d --bundle $D gwbase 2>&1 | cat >$D/run.log &
 i=0
 until $R exec gwbase redis-cli ping >/dev/null 2>&1; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done
 $R exec gwbase redis-cli debug populate $1 data 1000 >/dev/null
-sed 's,:"/gwbase",:"/gwbase2",' $D/config.json > $D/second/config.json
+sed 's,/gwbase",/gwbase2",' $D/config.json > $D/second/config.json
 rm -f $D/t2
 t0=$(date +%s%N)
 $R checkpoint --image-path $D/img --work-path $D/dump --tcp-established --file-locks \\
@@ -73,7 +73,7 @@ pkill -f "^sleep 6007"
 for c in gwbase gwbase2; do runc --root $D/bundle/runc delete --force $c >/dev/null 2>&1; done
 ctr -n k8s.io images unmount --rm $D/bundle/rootfs >/dev/null 2>&1
 umount -l $D/bundle/rootfs $D/bundle 2>/dev/null
-ip netns del gwbase 2>/dev/null
+ip netns del gwbase 2>/dev/null; ip netns del gwbase2 2>/dev/null
 rm -rf --one-file-system $D
 true
 """

@@ -65,7 +65,7 @@ def decode(header: bytes) -> Record:
     """``Rejected(Malformed)``, also for a path that could lead out of its tree."""
     try:
         record = _decoder.decode(header)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Rejected(Reason.MALFORMED, f"file record: {error}") from error
     check_path(record.path)
     if record.size < 0 or record.number < 0 or not 0 <= record.mode < 0o200000:
@@ -89,7 +89,7 @@ def pack_attributes(values: dict[str, bytes]) -> bytes:
 def unpack_attributes(body: bytes) -> dict[str, bytes]:
     try:
         return _attributes.decode(body) if body else {}
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Rejected(Reason.MALFORMED, f"extended attributes: {error}") from error
 
 
