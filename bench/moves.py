@@ -59,7 +59,7 @@ def main() -> int:
     cluster.build_images()
     cluster.install()
     nodes = [item["metadata"]["name"] for item in cluster.list("nodes", "default")]
-    cluster.kubectl("delete", "statefulset", "redis", "--ignore-not-found", "--wait")
+    cluster.kubectl("delete", "statefulset", "redis", "--ignore-not-found", "--cascade=foreground")
     cluster.apply(
         workloads.service("redis", "default"),
         workloads.stateful_set("redis", "default", node=nodes[0]),

@@ -115,7 +115,7 @@ def main() -> int:
         for item in cluster.list("nodes", NAMESPACE, "-l", "godwit.io/node=ready")
     ]
     say(f"StatefulSet {NAME} on {nodes[0]}, filled with {options.megabytes} MiB")
-    cluster.kubectl("delete", "statefulset", NAME, "--ignore-not-found", "--wait")
+    cluster.kubectl("delete", "statefulset", NAME, "--ignore-not-found", "--cascade=foreground")
     cluster.apply(
         workloads.service(NAME, NAMESPACE),
         workloads.stateful_set(NAME, NAMESPACE, node=nodes[0]),
