@@ -17,8 +17,16 @@ var withValue = map[string]bool{
 	"--preserve-fds": true, "--process": true, "-p": true, "--resources": true, "-r": true,
 	"--cwd": true, "--env": true, "-e": true, "--user": true, "-u": true, "--additional-gids": true,
 	"-g": true, "--process-label": true, "--apparmor": true, "--cap": true, "-c": true,
-	"--cgroup": true, "--ignore-paused": false, "--pidfd-socket": true, "--format": true, "-f": true,
+	"--cgroup": true, "--ignore-paused": false, "--pidfd-socket": true, "--format": true,
 	"--interval": true, "--image-path": true, "--work-path": true,
+}
+
+// takesValue: -f is --format to those that list and --force, without a value, to delete.
+func takesValue(command, option string) bool {
+	if option == "-f" {
+		return command == "list" || command == "ps"
+	}
+	return withValue[option]
 }
 
 // Command is one call of the runtime, taken apart.
@@ -44,6 +52,11 @@ func Parse(arguments []string) Command {
 			parsed.Positional = append(parsed.Positional, arguments[i+1:]...)
 			break
 		}
+		if parsed.Name == "exec" && len(parsed.Positional) > 0 {
+			// What follows the container id is the process's own, options too.
+			parsed.Positional = append(parsed.Positional, arguments[i:]...)
+			break
+		}
 		if !strings.HasPrefix(word, "-") {
 			if parsed.Name == "" {
 				parsed.Global = append(parsed.Global, word)
@@ -54,7 +67,7 @@ func Parse(arguments []string) Command {
 		}
 		words := []string{word}
 		name, value, joined := strings.Cut(word, "=")
-		if !joined && withValue[name] && i+1 < len(arguments) {
+		if !joined && takesValue(parsed.Name, name) && i+1 < len(arguments) {
 			i++
 			value = arguments[i]
 			words = append(words, value)

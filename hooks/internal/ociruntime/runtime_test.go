@@ -27,6 +27,19 @@ func TestParse(t *testing.T) {
 		{"create -b /b --no-pivot ID", "create", []string{"ID"}, "", "/b"},
 		{"--root /create start ID", "start", []string{"ID"}, "/create", ""},
 		{"exec --process /p --detach ID", "exec", []string{"ID"}, "", ""},
+		{"--root /r --rootless auto --criu /c --log /l kill ID KILL", "kill", []string{"ID", "KILL"}, "/r", ""},
+		{"--log-format=json --root=/a=b state ID", "state", []string{"ID"}, "/a=b", ""},
+		{"--root /r --unknown kill ID", "kill", []string{"ID"}, "/r", ""},
+		{"--root /r create --preserve-fds 3 --console-socket /s --no-subreaper --bundle /b ID", "create", []string{"ID"}, "/r", "/b"},
+		{"kill -- ID 9", "kill", []string{"ID", "9"}, "", ""},
+		{"delete --force ID", "delete", []string{"ID"}, "", ""},
+		{"delete -f ID", "delete", []string{"ID"}, "", ""},
+		{"list -f json", "list", nil, "", ""},
+		{"ps -f json ID", "ps", []string{"ID"}, "", ""},
+		{"update -r - ID", "update", []string{"ID"}, "", ""},
+		{"--root /r exec -e A=b -u 0:0 ID tool --root /x kill", "exec", []string{"ID", "tool", "--root", "/x", "kill"}, "/r", ""},
+		{"--root", "", nil, "", ""},
+		{"", "", nil, "", ""},
 		{"--version", "", nil, "", ""},
 		{"features", "features", nil, "", ""},
 	} {
@@ -39,6 +52,19 @@ func TestParse(t *testing.T) {
 				t.Errorf("root %q bundle %q", got.Value("root"), got.Value("bundle", "b"))
 			}
 		})
+	}
+}
+
+func TestParseKeepsWhatItPassesOn(t *testing.T) {
+	got := Parse(strings.Fields("--root /r --log=/l --debug create --bundle /b --no-pivot ID"))
+	if want := strings.Fields("--root /r --log=/l --debug"); !reflect.DeepEqual(got.Global, want) {
+		t.Errorf("global %q", got.Global)
+	}
+	if want := strings.Fields("--bundle /b --no-pivot"); !reflect.DeepEqual(got.Options, want) {
+		t.Errorf("options %q", got.Options)
+	}
+	if !got.Has("debug") || got.Has("pivot") || got.ContainerID() != "ID" {
+		t.Errorf("%+v", got)
 	}
 }
 
@@ -124,6 +150,9 @@ func TestGuardedContainer(t *testing.T) {
 		{[]string{"update", "c"}, 0, false},
 		{[]string{"pause", "c"}, 0, false},
 		{[]string{"delete", "--force", "c"}, 1, false},
+		{[]string{"delete", "-f", "c"}, 1, false},
+		{[]string{"resume", "c"}, 0, false},
+		{[]string{"update", "--cpu-shares", "2", "c"}, 0, false},
 		{[]string{"delete", "c"}, 0, true},
 		{[]string{"state", "c"}, 0, true},
 		{[]string{"kill", "other", "9"}, 0, true},
