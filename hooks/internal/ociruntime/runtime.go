@@ -126,7 +126,11 @@ func successor(dirs state.Dirs, call Command) (*state.Container, error) {
 	if !found {
 		return nil, fmt.Errorf("container %q is not one of the migration %s: a successor never starts empty", name, expect.Migration)
 	}
-	return &container, dirs.Claim(container, call.ContainerID())
+	id := call.ContainerID()
+	if !state.Safe(id) {
+		return nil, fmt.Errorf("container id %q", id)
+	}
+	return &container, dirs.Claim(container, id)
 }
 
 func bundleOf(call Command) string {
@@ -148,9 +152,6 @@ func first(notes map[string]string, keys ...string) string {
 // restore runs `runc restore` in place of `runc create`.
 func restore(dirs state.Dirs, real string, call Command, container state.Container) int {
 	id := call.ContainerID()
-	if !state.Safe(id) {
-		return fail(call, fmt.Errorf("container id %q", id))
-	}
 	if err := dirs.MarkRestored(id); err != nil {
 		return fail(call, err)
 	}
