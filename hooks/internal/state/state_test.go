@@ -1,10 +1,14 @@
 package state
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -113,4 +117,176 @@ func TestRestoredMarks(t *testing.T) {
 
 func TestRingWithoutListener(t *testing.T) {
 	run(t).Ring() // must neither block nor fail
+}
+
+func TestSafe(t *testing.T) {
+	for name, want := range map[string]bool{
+		"a": true, "0f1e": true, "b-c_d.e": true, strings.Repeat("a", 128): true,
+		"": false, ".": false, "..": false, ".hidden": false, "-x": false, "a/b": false, "../a": false,
+		"a b": false, "a\n": false, "a\x00": false, "ä": false, strings.Repeat("a", 129): false,
+	} {
+		if got := Safe(name); got != want {
+			t.Errorf("Safe(%q) = %v", name, got)
+		}
+	}
+}
+
+func TestUnsafeNamesAreNobody(t *testing.T) {
+	dirs := run(t)
+	put(t, filepath.Join(dirs.Run, "restored", "c"), "")
+	if err := os.Mkdir(filepath.Join(dirs.Run, "expect", "uid"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if expect, err := dirs.Expected("../expect/uid"); expect != nil || err != nil {
+		t.Errorf("%v, %v", expect, err)
+	}
+	if dirs.Restored("../restored/c") {
+		t.Error("restored")
+	}
+	dirs.Forget("../restored/c")
+	if !dirs.Restored("c") {
+		t.Error("a mark was removed by a path")
+	}
+}
+
+func TestClaimNamesTheContainer(t *testing.T) {
+	container := Container{Dir: t.TempDir()}
+	if err := run(t).Claim(container, "id"); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(container.Dir, "claimed")); err != nil || string(data) != "id" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if err := run(t).Claim(Container{Dir: "/nowhere"}, "id"); err == nil {
+		t.Error("claimed in a directory that is not there")
+	}
+}
+
+func TestRecordsOfTheHook(t *testing.T) {
+	dirs := run(t)
+	if err := os.Mkdir(filepath.Join(dirs.Run, "expect", "uid"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	container := Container{Dir: t.TempDir()}
+	network := Network{
+		IP: "10.1.2.3", NativeIP: "10.9.0.2", Gateway: "10.9.0.1", Netns: "/n", Interface: "eth0",
+		HostInterface: "veth1", SandboxID: "box", PodMAC: "02:00:00:00:00:01", HostMAC: "02:00:00:00:00:02",
+	}
+	result := Result{ContainerID: "id", ExitCode: 1, PID: 7, Error: "why"}
+	for _, test := range []struct {
+		name, path string
+		write      func() error
+		into, want any
+		keys       string
+	}{
+		{"network", filepath.Join(dirs.Run, "expect", "uid", "network.json"),
+			func() error { return dirs.WriteNetwork("uid", network) }, &Network{}, &network,
+			"gateway host_interface host_mac interface ip native_ip netns pod_mac sandbox_id"},
+		{"result", filepath.Join(container.Dir, "result.json"),
+			func() error { return dirs.WriteResult(container, result) }, &Result{}, &result,
+			"container_id error exit_code pid"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for range 2 { // the second replaces the first
+				if err := test.write(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := readJSON(test.path, test.into); err != nil || !reflect.DeepEqual(test.into, test.want) {
+				t.Errorf("%+v, %v", test.into, err)
+			}
+			named := map[string]any{}
+			if err := readJSON(test.path, &named); err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range strings.Fields(test.keys) {
+				if _, found := named[key]; !found {
+					t.Errorf("the agent looks for %q", key)
+				}
+				delete(named, key)
+			}
+			if len(named) > 0 {
+				t.Errorf("the contract does not know %v", named)
+			}
+			info, err := os.Stat(test.path)
+			if err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%v, %v", info.Mode(), err)
+			}
+			if _, err := os.Lstat(test.path + ".part"); err == nil {
+				t.Error("the temporary file is left")
+			}
+		})
+	}
+	if err := dirs.WriteNetwork("nobody", network); err == nil {
+		t.Error("written for a pod that nobody expects")
+	}
+}
+
+func TestHeldAddresses(t *testing.T) {
+	dirs := run(t)
+	if got := (Dirs{Run: t.TempDir()}).HeldAddresses(); len(got) != 0 {
+		t.Errorf("without a directory: %v", got)
+	}
+	held := Held{IP: "10.1.2.3", PodUID: "uid", IPAMDirs: []string{"/a", "/b"}}
+	text, err := json.Marshal(held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(dirs.Run, "held", held.IP), string(text))
+	put(t, filepath.Join(dirs.Run, "held", "10.1.2.4"), "{")
+	if got := dirs.HeldAddresses(); !reflect.DeepEqual(got, []Held{held}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestRing(t *testing.T) {
+	dirs := run(t)
+	path := filepath.Join(dirs.Run, "doorbell")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dirs.Ring() // nobody has it open: neither blocks nor fails
+	bell, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bell.Close()
+	dirs.Ring()
+	if err := dirs.WriteResult(Container{Dir: t.TempDir()}, Result{}); err != nil {
+		t.Fatal(err)
+	}
+	// Every writer has closed it: all that was written, then the end.
+	if heard, err := io.ReadAll(bell); err != nil || string(heard) != "!!" {
+		t.Errorf("%q, %v", heard, err)
+	}
+}
+
+func TestRingDoesNotWaitWhenTheBellIsFull(t *testing.T) {
+	dirs := run(t)
+	path := filepath.Join(dirs.Run, "doorbell")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	for err == nil {
+		_, err = syscall.Write(fd, make([]byte, 4096))
+	}
+	dirs.Ring()
+}
+
+func TestDefaultDirectories(t *testing.T) {
+	t.Setenv("GODWIT_RUN_DIR", "")
+	t.Setenv("GODWIT_OPT_DIR", "")
+	if got := Default(); got != (Dirs{Run: "/run/godwit", Opt: "/opt/godwit"}) {
+		t.Errorf("%+v", got)
+	}
+	t.Setenv("GODWIT_RUN_DIR", "/r")
+	t.Setenv("GODWIT_OPT_DIR", "/o")
+	if got := Default(); got != (Dirs{Run: "/r", Opt: "/o"}) {
+		t.Errorf("%+v", got)
+	}
 }
