@@ -21,7 +21,8 @@ _SETUP = f"""
 set -e
 D={_DIR}
 mkdir -p $D/rootfs $D/bundle
-for n in gwbase gwbase2; do ip netns add $n; nsenter --net=/run/netns/$n ip link set lo up; done
+# not `ip netns add`: it mounts over /run/netns, which containerd then cannot clean up
+for n in gwbase gwbase2; do touch $D/$n; unshare --net=$D/$n ip link set lo up; done
 mount -t tmpfs -o size=8g tmpfs $D/bundle
 mkdir $D/bundle/rootfs $D/bundle/second
 ctr -n k8s.io images mount --rw "$1" $D/bundle/rootfs >/dev/null
@@ -40,7 +41,7 @@ sleep 6007 2>/dev/null | $R run -d --bundle $D gwbase 2>&1 | cat >$D/run.log &
 i=0
 until $R exec gwbase redis-cli ping >/dev/null 2>&1; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done
 $R exec gwbase redis-cli debug populate $1 data 1000 >/dev/null
-sed 's,/gwbase",/gwbase2",' $D/config.json > $D/second/config.json
+sed 's,/gwbase",/gwbase2",g' $D/config.json > $D/second/config.json
 rm -f $D/t2
 t0=$(date +%s%N)
 $R checkpoint --image-path $D/img --work-path $D/dump --tcp-established --file-locks \\
@@ -69,11 +70,11 @@ pkill -f "^sleep 6007" || true
 
 _CLEAN = f"""
 D={_DIR}
-pkill -f "^sleep 6007"
+pkill -f "^sleep 6007"; pkill -9 -f "^runc --root $D"; pkill -9 -f "^criu lazy-pages.*27077"
 for c in gwbase gwbase2; do runc --root $D/bundle/runc delete --force $c >/dev/null 2>&1; done
 ctr -n k8s.io images unmount --rm $D/bundle/rootfs >/dev/null 2>&1
 umount -l $D/bundle/rootfs $D/bundle 2>/dev/null
-ip netns del gwbase 2>/dev/null; ip netns del gwbase2 2>/dev/null
+umount $D/gwbase $D/gwbase2 2>/dev/null
 rm -rf --one-file-system $D
 true
 """
@@ -87,7 +88,7 @@ def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
     for namespace in config["linux"]["namespaces"]:
         kind = namespace["type"]
         if kind == "network":
-            own.append({"type": kind, "path": "/run/netns/gwbase"})
+            own.append({"type": kind, "path": f"{_DIR}/gwbase"})
         else:
             own.append({"type": kind})
     config["linux"]["namespaces"] = own
