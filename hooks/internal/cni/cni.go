@@ -5,6 +5,7 @@ package cni
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,12 +21,6 @@ type config struct {
 	CNIVersion string          `json:"cniVersion"`
 	Name       string          `json:"name"`
 	PrevResult json.RawMessage `json:"prevResult"`
-}
-
-type address struct {
-	Interface *int   `json:"interface,omitempty"`
-	Address   string `json:"address"`
-	Gateway   string `json:"gateway,omitempty"`
 }
 
 // Main runs one CNI command.
@@ -79,8 +74,8 @@ func podUID() string {
 }
 
 func add(dirs state.Dirs, conf config) ([]byte, error) {
-	if len(conf.PrevResult) == 0 {
-		return nil, fmt.Errorf("no prevResult: this plugin must come after the one that makes the network")
+	if len(conf.PrevResult) == 0 || string(conf.PrevResult) == "null" {
+		return nil, errors.New("no prevResult: this plugin must come after the one that makes the network")
 	}
 	uid := podUID()
 	expect, err := dirs.Expected(uid)
@@ -90,26 +85,11 @@ func add(dirs state.Dirs, conf config) ([]byte, error) {
 	if expect == nil {
 		return conf.PrevResult, nil
 	}
-	var result map[string]json.RawMessage
-	if err := json.Unmarshal(conf.PrevResult, &result); err != nil {
+	result, err := readResult(conf.PrevResult, expect.IP)
+	if err != nil {
 		return nil, err
 	}
-	var addresses []address
-	if err := json.Unmarshal(result["ips"], &addresses); err != nil || len(addresses) == 0 {
-		return nil, fmt.Errorf("prevResult has no addresses (%v)", err)
-	}
-	chosen := -1
-	for i, one := range addresses {
-		if strings.Contains(one.Address, ":") == strings.Contains(expect.IP, ":") {
-			chosen = i
-			break
-		}
-	}
-	if chosen < 0 {
-		return nil, fmt.Errorf("the network gives no address of the family of %s", expect.IP)
-	}
-	native, _, _ := strings.Cut(addresses[chosen].Address, "/")
-	network, err := rehome(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), native, addresses[chosen].Gateway, expect.IP, expect.Door)
+	network, err := rehome(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), result.native, result.gateway, expect.IP, expect.Door)
 	if err != nil {
 		return nil, fmt.Errorf("giving %s to the successor %s: %w", expect.IP, uid, err)
 	}
@@ -117,13 +97,59 @@ func add(dirs state.Dirs, conf config) ([]byte, error) {
 	if err := dirs.WriteNetwork(uid, *network); err != nil {
 		return nil, err
 	}
-	addresses[chosen].Address = expect.IP + hostPrefix(expect.IP)
-	changed, err := json.Marshal(addresses)
+	return result.with(expect.IP)
+}
+
+// result is a CNI result in which one address is to be replaced; all else stays as it is, since
+// its form depends on the version of CNI.
+type result struct {
+	whole           map[string]json.RawMessage
+	addresses       []map[string]json.RawMessage
+	chosen          int
+	native, gateway string
+}
+
+// readResult finds the first address of the family of ip.
+func readResult(raw json.RawMessage, ip string) (*result, error) {
+	read := &result{}
+	if err := json.Unmarshal(raw, &read.whole); err != nil {
+		return nil, fmt.Errorf("prevResult: %w", err)
+	}
+	if len(read.whole["ips"]) > 0 {
+		if err := json.Unmarshal(read.whole["ips"], &read.addresses); err != nil {
+			return nil, fmt.Errorf("the addresses of prevResult: %w", err)
+		}
+	}
+	if len(read.addresses) == 0 {
+		return nil, errors.New("prevResult has no addresses")
+	}
+	for i, one := range read.addresses {
+		native, _, _ := strings.Cut(text(one["address"]), "/")
+		if native != "" && strings.Contains(native, ":") == strings.Contains(ip, ":") {
+			read.chosen, read.native, read.gateway = i, native, text(one["gateway"])
+			return read, nil
+		}
+	}
+	return nil, fmt.Errorf("the network gives no address of the family of %s", ip)
+}
+
+func (r *result) with(ip string) ([]byte, error) {
+	address, err := json.Marshal(ip + hostPrefix(ip))
 	if err != nil {
 		return nil, err
 	}
-	result["ips"] = changed
-	return json.Marshal(result)
+	r.addresses[r.chosen]["address"] = address
+	if r.whole["ips"], err = json.Marshal(r.addresses); err != nil {
+		return nil, err
+	}
+	return json.Marshal(r.whole)
+}
+
+// text of a JSON string; "" for anything else.
+func text(raw json.RawMessage) string {
+	var value string
+	_ = json.Unmarshal(raw, &value)
+	return value
 }
 
 func hostPrefix(ip string) string {
