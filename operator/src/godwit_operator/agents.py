@@ -75,13 +75,15 @@ class GrpcAgent:
         self._stub: NodeAgentAsyncStub = NodeAgentStub(channel)
 
     async def get_node(self) -> pb.NodeReport:
-        return await _call(self._stub.GetNode(pb.GetNodeRequest(), timeout=_SHORT_SECONDS))
+        return await _call(
+            self._stub.GetNode(pb.GetNodeRequest(), timeout=_SHORT_SECONDS, wait_for_ready=True)
+        )
 
     async def check_source(self, request: pb.CheckSourceRequest) -> pb.CheckSourceResponse:
-        return await _call(self._stub.CheckSource(request, timeout=20))
+        return await _call(self._stub.CheckSource(request, timeout=20, wait_for_ready=True))
 
     async def check_target(self, request: pb.CheckTargetRequest) -> pb.CheckTargetResponse:
-        return await _call(self._stub.CheckTarget(request, timeout=20))
+        return await _call(self._stub.CheckTarget(request, timeout=20, wait_for_ready=True))
 
     async def prepare_target(self, request: pb.PrepareTargetRequest) -> None:
         await _call(self._stub.PrepareTarget(request, timeout=30))

@@ -157,6 +157,7 @@ def worker(place: Place, node: str, authority: pki.Authority, version: str, cni:
                 "kube-proxy",
                 "--kubeconfig=/etc/kubernetes/kube-proxy.conf",
                 "--proxy-mode=nftables",
+                f"--cluster-cidr={place.pod_cidr}",
                 f"--hostname-override={node}",
                 "--bind-address=127.0.0.1",
                 "--conntrack-max-per-core=0",
