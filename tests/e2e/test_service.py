@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from e2e.support import Scene
 from lab import workloads
 
 
-@pytest.mark.skip(reason="has not been seen green: see the limits in README.md")
 def test_clients_through_the_cluster_ip_in_twenty_moves(scene: Scene) -> None:
     """One connection lives through all of them, and not one new connection is refused."""
     pod = scene.start("statefulset", "redis", scene.nodes[0])
@@ -25,7 +22,6 @@ def test_clients_through_the_cluster_ip_in_twenty_moves(scene: Scene) -> None:
     assert connected["answered"] > 20 * 100
 
 
-@pytest.mark.skip(reason="has not been seen green: see the limits in README.md")
 def test_client_pod_on_a_third_node(scene: Scene) -> None:
     pod = scene.start("statefulset", "redis", scene.nodes[0])
     address = scene.pod(pod)["status"]["podIP"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,12 +18,26 @@ _CLONE_NEWNET = 0x40000000
 ROOT = Path(__file__).resolve().parents[3]
 
 
+def _refuse_threads_outside(there: int) -> None:
+    """gRPC opens sockets from its own threads, which a later setns leaves where they are."""
+    names = {path.name: path for path in Path("/proc/self/task").iterdir()}
+    names.pop(str(threading.get_native_id()))
+    outside = [
+        (path / "comm").read_text().strip()
+        for path in names.values()
+        if (path / "ns" / "net").stat().st_ino != there
+    ]
+    if any(name.startswith("grpc") for name in outside):
+        pytest.fail(f"run tests/contract/operator in a process of its own: threads {outside}")
+
+
 @contextlib.contextmanager
 def inside(netns: str) -> Iterator[None]:
     """This thread in another network namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     there = os.open(f"/run/netns/{netns}", os.O_RDONLY)
+    _refuse_threads_outside(os.fstat(there).st_ino)
     try:
         if libc.setns(there, _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
