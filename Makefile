@@ -7,7 +7,7 @@ PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit host e2e test demo demo-down bench-moves clean
+.PHONY: help venv check unit host e2e test demo demo-down cluster bench-moves clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,6 +45,9 @@ test: check unit host e2e  ## Everything
 
 demo: venv  ## Watch a live pod move there and back
 	$(BIN)/python -m lab.demo
+
+cluster: venv  ## A standing testbed with this checkout's Godwit on it (GODWIT_TESTBED names it)
+	$(BIN)/python -m lab.cluster
 
 bench-moves: venv  ## Ten moves of the demo's Redis beside stock CRIU; raw data in bench/results
 	$(BIN)/python -m bench.moves

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,11 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTBED = ROOT / "testbed" / "testbed"
 SYSTEM_NAMESPACE = "godwit-system"
 BASE_IMAGE = "godwit.local/debian:forky"
-IMAGES = {
-    "godwit.local/godwit-operator:dev": (".", "operator"),
-    "godwit.local/godwit-node-agent:dev": (".", "node-agent"),
-    "godwit.local/lab:dev": ("lab", None),
-}
+LAB_IMAGE = "godwit.local/lab:dev"
 TERMINAL_PHASES = frozenset({"Succeeded", "Rejected", "Aborted", "Stalled"})
 
 
@@ -138,9 +136,18 @@ class Cluster:
         if subprocess.run(self.argv(*words), check=False).returncode:
             raise CommandFailed(f"testbed {' '.join(words)} failed, see above")
 
+    def _images(self) -> dict[str, tuple[str, str | None]]:
+        """Tag: (build context, target). The product's tags are this testbed's own, so that
+        several working copies can build side by side."""
+        return {
+            f"godwit.local/godwit-operator:{self.name}": (".", "operator"),
+            f"godwit.local/godwit-node-agent:{self.name}": (".", "node-agent"),
+            LAB_IMAGE: ("lab", None),
+        }
+
     def build_images(self) -> None:
         """Build the product's images and the lab's, and give them to every node."""
-        for tag, (context, target) in IMAGES.items():
+        for tag, (context, target) in self._images().items():
             say(f"image {tag}")
             words = ["image", "build", "-t", tag, "--build-arg", f"BASE_IMAGE={BASE_IMAGE}"]
             if target:
@@ -149,18 +156,37 @@ class Cluster:
             self.run("image", "load", tag)
 
     def install(self) -> None:
-        """Install the chart and wait until operator and agents are ready."""
+        """Install the chart and wait until operator and agents are ready.
+
+        The images' digests go into the pods' annotations, so that a newer image under the
+        same tag restarts them.
+        """
         say("helm upgrade --install godwit charts/godwit")
+        values: list[str] = []
+        for value, image in (("operator", "godwit-operator"), ("nodeAgent", "godwit-node-agent")):
+            tag = f"godwit.local/{image}:{self.name}"
+            values += [
+                *("--set-string", f"images.{value}.tag={self.name}"),
+                *("--set-string", f"{value}.podAnnotations.image-digest={self._digest(tag)}"),
+            ]
         self.run(
             *("helm", "upgrade", "--install", "godwit", str(ROOT / "charts" / "godwit")),
             *("--namespace", SYSTEM_NAMESPACE, "--create-namespace"),
             *("--values", str(ROOT / "charts" / "godwit" / "values-testbed.yaml")),
+            *values,
             *("--wait", "--timeout", "5m"),
         )
         self.kubectl(
             *("wait", "node", "--for=condition=GodwitReady", "--timeout=120s"),
             *("-l", "!node-role.kubernetes.io/control-plane"),
         )
+
+    def _digest(self, tag: str) -> str:
+        listed = self.node_exec("n1", "ctr", "-n", "k8s.io", "images", "ls", f"name=={tag}")
+        found = re.search(r"sha256:[0-9a-f]{64}", listed)
+        if not found:
+            raise CommandFailed(f"{tag} is not on n1: {listed}")
+        return found[0]
 
     # -- workloads ----------------------------------------------------------------------------
     def wait_ready(self, pod: str, namespace: str = "default", seconds: int = 120) -> None:
@@ -271,3 +297,20 @@ _STARTED = time.monotonic()
 def say(message: str) -> None:
     """One line of progress with the seconds since the start."""
     print(f"[{time.monotonic() - _STARTED:6.1f} s] {message}", flush=True)
+
+
+def main() -> None:
+    """``make cluster``: a standing testbed with the Godwit of this checkout on it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--name", help="testbed (default: $GODWIT_TESTBED or godwit)")
+    parser.add_argument("--nodes", type=int, default=2)
+    options = parser.parse_args()
+    cluster = Cluster(options.name)
+    cluster.up(options.nodes)
+    cluster.build_images()
+    cluster.install()
+    say(f"testbed/testbed kubectl --name {cluster.name} get nodes")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-LAB_IMAGE = "godwit.local/lab:dev"
+from lab.cluster import LAB_IMAGE
+
 RUNTIME_CLASS = "godwit"
 Manifest = dict[str, Any]
 

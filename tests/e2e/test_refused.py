@@ -9,6 +9,7 @@ import pytest
 
 from e2e.support import Scene, refused
 from lab import workloads
+from lab.cluster import LAB_IMAGE
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -22,14 +23,12 @@ def _container(**fields: Any) -> Change:
 
 
 def _second_container(pod: dict[str, Any]) -> None:
-    other = {"name": "second", "image": workloads.LAB_IMAGE, "command": ["sleep", "infinity"]}
+    other = {"name": "second", "image": LAB_IMAGE, "command": ["sleep", "infinity"]}
     pod["spec"]["containers"].append(other)
 
 
 def _init_container(pod: dict[str, Any]) -> None:
-    pod["spec"]["initContainers"] = [
-        {"name": "init", "image": workloads.LAB_IMAGE, "command": ["true"]}
-    ]
+    pod["spec"]["initContainers"] = [{"name": "init", "image": LAB_IMAGE, "command": ["true"]}]
 
 
 def _host_path(pod: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from e2e.support import Scene
-from lab import workloads
+from lab.cluster import LAB_IMAGE
 
 
 def test_clients_through_the_cluster_ip_in_twenty_moves(scene: Scene) -> None:
@@ -36,7 +36,7 @@ def test_client_pod_on_a_third_node(scene: Scene) -> None:
             "containers": [
                 {
                     "name": "client",
-                    "image": workloads.LAB_IMAGE,
+                    "image": LAB_IMAGE,
                     "imagePullPolicy": "IfNotPresent",
                     "stdin": True,
                     "command": ["python3", "/lab/client.py", "count", address, "6379"],
