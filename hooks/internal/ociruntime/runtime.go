@@ -65,7 +65,20 @@ func realRuntime(dirs state.Dirs) (string, error) {
 	if err := json.Unmarshal(data, &settings); err != nil || settings.Runtime == "" {
 		return "", fmt.Errorf("etc/hook.json names no runtime (%v)", err)
 	}
+	if itself(settings.Runtime) {
+		return "", fmt.Errorf("etc/hook.json names %s, which is this program: name the real runtime", settings.Runtime)
+	}
 	return settings.Runtime, nil
+}
+
+// itself tells a wrapper that would exec itself for ever.
+func itself(path string) bool {
+	named, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	own, err := os.Stat("/proc/self/exe")
+	return err == nil && os.SameFile(named, own)
 }
 
 func pass(call Command, real string, argv []string) int {

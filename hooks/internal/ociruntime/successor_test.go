@@ -72,6 +72,7 @@ func TestRuntimeIsUnknown(t *testing.T) {
 		{"no JSON", "{", "names no runtime"},
 		{"no name", "{}", "names no runtime"},
 		{"not there", `{"runtime":"/nowhere/runc"}`, "/nowhere/runc"},
+		{"itself", `{"runtime":"` + os.Args[0] + `"}`, "which is this program"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t)
