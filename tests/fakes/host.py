@@ -133,6 +133,7 @@ class FakeNode:
             networks=_Networks(self),
             routes=_Routes(self),
             addresses=_Addresses(self),
+            connections=_Connections(self),
         )
 
     def successor_arrives(self, uid: str) -> None:
@@ -489,6 +490,12 @@ class _Routes(_Part):
 
     def list(self) -> tuple[HostRoute, ...]:
         return tuple(self.node.routes_here.values())
+
+
+class _Connections(_Part):
+    def keep(self, ip: str) -> int:
+        self.node.do("keep_connections")
+        return 0
 
 
 class _Addresses(_Part):

@@ -206,6 +206,10 @@ class Leaving:
         if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
             self._host.addresses.hold(self._ip, self.state.uid)
 
+    def keep_connections(self) -> None:
+        """Before the sandbox goes, and with it the interface that they would end with."""
+        self._host.connections.keep(self._ip)
+
     def kill(self) -> None:
         """Ends the frozen tree behind its closed door, and CRIU with it."""
         for container in self.state.containers:

@@ -333,6 +333,14 @@ class Addresses(Protocol):
     def list(self) -> tuple[HeldAddress, ...]: ...
 
 
+class Connections(Protocol):
+    """This node's connection table (conntrack)."""
+
+    def keep(self, ip: str) -> int:
+        """Connections with ``ip`` that this node masquerades outlive the interface of the pod;
+        how many there are. ``Retryable(Internal)`` when one was lost."""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """All ports of one node."""
@@ -349,3 +357,4 @@ class Host:
     networks: Networks
     routes: Routes
     addresses: Addresses
+    connections: Connections

@@ -8,6 +8,7 @@ from dataclasses import replace
 from godwit_agent.config import Config
 from godwit_agent.hostops.addresses import HostAddresses
 from godwit_agent.hostops.cgroups import HostCgroups
+from godwit_agent.hostops.connections import HostConnections
 from godwit_agent.hostops.copies import HostCopies
 from godwit_agent.hostops.dump import HostDumps
 from godwit_agent.hostops.hooks import HookFiles
@@ -42,6 +43,7 @@ def real_host(config: Config) -> Host:
         networks=HostNetworks(layout),
         routes=HostRoutes(layout),
         addresses=addresses,
+        connections=HostConnections(layout),
     )
 
 

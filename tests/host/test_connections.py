@@ -1,0 +1,167 @@
+"""A masqueraded connection when the interface it first left by goes away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from godwit_agent.hostops.connections import HostConnections
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.netns import NetnsThread
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.skipif(
+        not (shutil.which("ip") and shutil.which("nft")), reason="needs iproute2 and nftables"
+    ),
+]
+POD = "10.79.2.2"
+SERVICE = "10.79.9.9"
+
+_SETUP = """
+for n in $C $R $P; do ip netns add $n; ip -n $n link set lo up; done
+ip -n $R link add c0 type veth peer name eth0 netns $C
+ip -n $R link add old type veth peer name eth0 netns $P
+ip -n $R link add new type veth peer name eth1 netns $P
+for l in c0 old new; do ip -n $R link set $l up; done
+ip -n $C address add 10.79.1.2/24 dev eth0; ip -n $C link set eth0 up
+ip -n $R address add 10.79.1.1/24 dev c0; ip -n $C route add default via 10.79.1.1
+ip -n $P address add 10.79.2.2/32 dev eth0; ip -n $P link set eth0 up; ip -n $P link set eth1 up
+ip -n $R address add 10.79.2.1/32 dev old; ip -n $R address add 10.79.3.1/32 dev new
+ip -n $P route add 10.79.2.1 dev eth0; ip -n $P route add default via 10.79.2.1 dev eth0
+ip -n $R route add 10.79.2.2 dev old
+ip netns exec $R sysctl -qw net.ipv4.ip_forward=1
+ip netns exec $R nft -f - <<END
+table ip nat {
+  chain prerouting {
+    type nat hook prerouting priority -100;
+    ip daddr 10.79.9.9 dnat to 10.79.2.2
+  }
+  chain postrouting {
+    type nat hook postrouting priority 100;
+    ip saddr 10.79.1.0/24 masquerade
+  }
+}
+END
+"""
+_MOVE = """
+ip -n $P route del default; ip -n $P address del 10.79.2.2/32 dev eth0
+ip -n $P address add 10.79.2.2/32 dev eth1
+ip -n $P route add 10.79.3.1 dev eth1; ip -n $P route add default via 10.79.3.1 dev eth1
+ip -n $R route replace 10.79.2.2 dev new
+ip -n $R link del old
+"""
+
+
+@dataclass
+class Scene:
+    """Client, translating node and pod; the pod has a second link to be moved to."""
+
+    names: dict[str, str]
+
+    def shell(self, script: str) -> None:
+        done = subprocess.run(
+            ["sh", "-ec", script], env=os.environ | self.names, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    def connections(self) -> HostConnections:
+        return HostConnections(replace(Layout(), host_netns=f"/run/netns/{self.names['R']}"))
+
+    @contextlib.contextmanager
+    def echo(self, kind: socket.SocketKind) -> Iterator[socket.socket]:
+        """A client's socket to the Service, answered by the pod."""
+        pod = NetnsThread(f"/run/netns/{self.names['P']}")
+        client = NetnsThread(f"/run/netns/{self.names['C']}")
+        listener = pod.call(lambda: socket.socket(socket.AF_INET, kind))
+        listener.bind((POD, 6379))
+        asking = client.call(lambda: socket.socket(socket.AF_INET, kind))
+        asking.settimeout(5)
+        if kind is socket.SOCK_STREAM:
+            listener.listen()
+        thread = threading.Thread(target=_answer, args=(listener, kind), daemon=True)
+        thread.start()
+        try:
+            asking.connect((SERVICE, 6379))
+            yield asking
+        finally:
+            asking.close()
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            thread.join(5)
+            pod.close()
+            client.close()
+
+
+def _answer(listener: socket.socket, kind: socket.SocketKind) -> None:
+    """Each byte comes back; a datagram with the port it came from."""
+    with contextlib.suppress(OSError):
+        if kind is socket.SOCK_STREAM:
+            with listener.accept()[0] as peer:
+                while data := peer.recv(100):
+                    peer.sendall(data)
+            return
+        while (got := listener.recvfrom(100))[0]:
+            listener.sendto(got[0] + str(got[1][1]).encode(), got[1])
+
+
+def ask(asking: socket.socket) -> bytes:
+    asking.sendall(b"?")
+    return asking.recv(100)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    token = secrets.token_hex(3)
+    made = Scene({name: f"gwct-{token}-{name.lower()}" for name in "CRP"})
+    try:
+        made.shell(_SETUP)
+        yield made
+    finally:
+        for name in made.names.values():
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def test_tcp_connection_outlives_the_interface(scene: Scene) -> None:
+    with scene.echo(socket.SOCK_STREAM) as asking:
+        assert ask(asking) == b"?"
+        assert scene.connections().keep(POD) == 1
+        assert scene.connections().keep(POD) == 1  # repeated by an agent that had died
+        scene.shell(_MOVE)
+        assert ask(asking) == b"?"
+
+
+def test_udp_client_keeps_its_port(scene: Scene) -> None:
+    with scene.echo(socket.SOCK_DGRAM) as asking:
+        before = ask(asking)
+        assert scene.connections().keep(POD) == 1
+        scene.shell(_MOVE)
+        assert ask(asking) == before
+
+
+def test_without_it_the_connection_is_reset(scene: Scene) -> None:
+    """Else the tests above would prove nothing."""
+    with scene.echo(socket.SOCK_STREAM) as asking:
+        assert ask(asking) == b"?"
+        scene.shell(_MOVE)
+        with pytest.raises(ConnectionResetError):
+            ask(asking)
+
+
+def test_other_pods_and_plain_connections_are_left_alone(scene: Scene) -> None:
+    with scene.echo(socket.SOCK_STREAM) as asking:
+        assert ask(asking) == b"?"
+        assert scene.connections().keep("10.79.2.3") == 0
+        assert scene.connections().keep("fd00::1") == 0
+        assert ask(asking) == b"?"
