@@ -41,7 +41,7 @@ func Main(dirs state.Dirs, argv []string) int {
 		switch {
 		case expected == nil:
 		case expected.done:
-			err = endAtOnce(dirs, bundleOf(call), expected.exitCode)
+			err = endAtOnce(dirs, bundleOf(call))
 		default:
 			return create(dirs, real, call, expected.container)
 		}

@@ -77,7 +77,7 @@ func TestMain(m *testing.M) {
 	case "godwit-keep":
 		os.Exit(Keep(state.Default(), os.Args))
 	case "godwit-done":
-		os.Exit(Done(os.Args))
+		os.Exit(0)
 	}
 	if os.Getenv("GODWIT_TEST_WRAPPER") != "" {
 		os.Exit(Main(state.Default(), append([]string{"godwit-runc"}, os.Args[1:]...)))

@@ -67,7 +67,7 @@ func commandOf(call Command) []string {
 
 // succeed answers `exec --detach` with a process that ends with 0 and has done nothing.
 func succeed(call Command) int {
-	child := exec.Command("/proc/self/exe", "0")
+	child := exec.Command("/proc/self/exe")
 	child.Args[0] = "godwit-done"
 	if err := child.Start(); err != nil {
 		return fail(call, err)
@@ -85,7 +85,7 @@ func succeed(call Command) int {
 
 // endAtOnce changes a bundle so that its process does nothing but end: what it had to do it has
 // done on the source.
-func endAtOnce(dirs state.Dirs, bundle string, exitCode int) error {
+func endAtOnce(dirs state.Dirs, bundle string) error {
 	const inside = "/godwit-done"
 	path := filepath.Join(bundle, "config.json")
 	data, err := os.ReadFile(path)
@@ -100,7 +100,7 @@ func endAtOnce(dirs state.Dirs, bundle string, exitCode int) error {
 	if !isProcess {
 		return errors.New("config.json has no process")
 	}
-	process["args"] = []string{inside, strconv.Itoa(exitCode)}
+	process["args"] = []string{inside}
 	process["cwd"] = "/"
 	mounts, _ := config["mounts"].([]any)
 	config["mounts"] = append(mounts, map[string]any{
@@ -115,16 +115,4 @@ func endAtOnce(dirs state.Dirs, bundle string, exitCode int) error {
 		return err
 	}
 	return os.WriteFile(path, changed, 0o600)
-}
-
-// Done runs as `godwit-done CODE`.
-func Done(argv []string) int {
-	if len(argv) != 2 {
-		return 125
-	}
-	code, err := strconv.Atoi(argv[1])
-	if err != nil {
-		return 125
-	}
-	return code
 }

@@ -62,9 +62,8 @@ type Expect struct {
 	IP         string               `json:"ip"`
 	Door       bool                 `json:"door"`
 	Containers map[string]Container `json:"containers"`
-	// Done are containers that had ended on the source, with their exit codes: they end again
-	// with the same, and do nothing else.
-	Done map[string]int `json:"done"`
+	// Done are init containers: what they had to do they have done on the source.
+	Done []string `json:"done"`
 }
 
 // Network is what CNI ADD gave a successor.
