@@ -34,7 +34,6 @@ PODS: dict[str, Change] = {
     "HostPID": _spec(hostPID=True),
     "HostIPC": _spec(hostIPC=True),
     "SharedProcessNamespace": _spec(shareProcessNamespace=True),
-    "PostStartHTTPHook": _container(lifecycle={"postStart": {"httpGet": {"port": 6379}}}),
     "PreStopHTTPHook": _container(lifecycle={"preStop": {"httpGet": {"port": 6379}}}),
     "Terminal": _container(tty=True, stdin=True),
     "HostPort": _container(ports=[{"containerPort": 6379, "hostPort": 16379}]),
