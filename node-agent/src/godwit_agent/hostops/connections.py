@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +25,12 @@ from pyroute2.netlink.nfnetlink.nfctsocket import (
     IPS_CONFIRMED,
     IPS_SEEN_REPLY,
     IPS_SRC_NAT,
+    TCP_CONNTRACK_CLOSE_WAIT,
+    TCP_CONNTRACK_ESTABLISHED,
+    TCP_CONNTRACK_FIN_WAIT,
     NFCTAttrTuple,
     NFCTSocket,
+    nfct_msg,
 )
 
 from godwit_agent.hostops.layout import Layout
@@ -36,6 +42,15 @@ from godwit_api.reasons import Reason
 _TABLE = "godwit_connections"
 _PORTS = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 _ALL_TCP_FLAGS = 0x0F
+_OPEN_STATES = (TCP_CONNTRACK_ESTABLISHED, TCP_CONNTRACK_FIN_WAIT, TCP_CONNTRACK_CLOSE_WAIT)
+# linux/netlink.h, linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
+_NETLINK_NETFILTER = 12
+_GET = 1 << 8 | 1
+_REQUEST_DUMP = 0x001 | 0x300
+_ERROR, _DONE = 2, 3
+_TYPE_MASK = 0x3FFF
+_PROTOINFO = 4
+_HEADER = struct.Struct("=IH10x")
 _MOVED_STATUS = IPS_SEEN_REPLY | IPS_ASSURED
 
 
@@ -105,9 +120,49 @@ def _hold(family: int, found: list[Translated]) -> str:
 
 
 def _translated(family: int, ip: str) -> list[Translated]:
-    with NFCTSocket(nfgen_family=family) as table:
-        entries = [_read(family, message) for message in table.dump()]
-    return [item for item in entries if item and item.pod[0] == ip]
+    found = []
+    for payload in _dump(family):
+        if _may_concern(payload, ipaddress.ip_address(ip).packed):
+            message = nfct_msg(payload)
+            message.decode()
+            item = _read(family, message)
+            if item and item.pod[0] == ip:
+                found.append(item)
+    return found
+
+
+def _dump(family: int) -> Iterator[bytes]:
+    """Messages of the whole table. A busy node has tens of thousands of entries, most of them
+    closed: they are looked at as bytes, and only the few that matter are decoded."""
+    request = struct.pack("=IHHIIBBH", 20, _GET, _REQUEST_DUMP, 1, 0, family, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+        netlink.settimeout(10)
+        netlink.send(request)
+        while True:
+            data = netlink.recv(1 << 18)
+            offset = 0
+            while offset + _HEADER.size <= len(data):
+                length, kind = _HEADER.unpack_from(data, offset)
+                if kind == _DONE:
+                    return
+                if kind == _ERROR:
+                    raise OSError(-struct.unpack_from("=i", data, offset + 16)[0], "conntrack")
+                yield data[offset : offset + length]
+                offset += (length + 3) & ~3
+
+
+def _may_concern(payload: bytes, address: bytes) -> bool:
+    """Whether a message is about ``address`` and, when TCP, not about a closed connection."""
+    if address not in payload:
+        return False
+    offset = 20
+    while offset + 4 <= len(payload):
+        length, kind = struct.unpack_from("=HH", payload, offset)
+        if kind & _TYPE_MASK == _PROTOINFO and length >= 13:
+            # CTA_PROTOINFO, CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE: three headers.
+            return payload[offset + 12] in _OPEN_STATES
+        offset += max((length + 3) & ~3, 4)
+    return True
 
 
 def _read(family: int, message: Any) -> Translated | None:
