@@ -98,10 +98,13 @@ def test_what_has_been_run_is_not_run_again(scene: Scene) -> None:
         ),
     ]
     spec["containers"][0].update(
-        lifecycle={"postStart": _exec(*_append("post-start")), "preStop": _exec(*_append("pre-stop"))},
+        lifecycle={
+            "postStart": _exec(*_append("post-start")),
+            "preStop": _exec(*_append("pre-stop")),
+        },
         livenessProbe=_exec("redis-cli", "ping", **strict),
         startupProbe=_exec("redis-cli", "ping", **strict | {"failureThreshold": 30}),
-    )  # fmt: skip
+    )
     spec["containers"].append(
         _container(
             "writer",
@@ -112,7 +115,7 @@ def test_what_has_been_run_is_not_run_again(scene: Scene) -> None:
             lifecycle={
                 "postStart": _exec("sh", "-c", "sleep 0.2; echo once >> /shared/post-start")
             },
-        )  # fmt: skip
+        )
     )
     scene.cluster.apply(made)
     pod = scene.ready_pod("redis")
