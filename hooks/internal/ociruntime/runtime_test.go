@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -82,6 +83,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv("GODWIT_TEST_WRAPPER") != "" {
 		os.Exit(Main(state.Default(), append([]string{"godwit-runc"}, os.Args[1:]...)))
 	}
+	// The tests are the shim: orphans come to them.
+	const prSetChildSubreaper = 36
+	if _, _, err := syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0); err != 0 {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 
@@ -118,8 +124,16 @@ func (w world) call(words ...string) (int, string) {
 	w.t.Helper()
 	command := exec.Command(os.Args[0], append([]string{"--log", w.log}, words...)...)
 	command.Env = append(os.Environ(), "GODWIT_TEST_WRAPPER=1", "GODWIT_RUN_DIR="+w.dirs.Run, "GODWIT_OPT_DIR="+w.dirs.Opt)
-	out, _ := command.Output()
-	return command.ProcessState.ExitCode(), string(out)
+	// a file: what it starts in the background would hold a pipe open
+	path := filepath.Join(w.t.TempDir(), "out")
+	out, err := os.Create(path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer out.Close()
+	command.Stdout = out
+	_ = command.Run()
+	return command.ProcessState.ExitCode(), w.read(path)
 }
 
 func (w world) calls() string {
