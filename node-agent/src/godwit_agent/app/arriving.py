@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import Packet, Restored, Slot, SuccessorNetwork
-from godwit_agent.hostops.ports import Host, PodNetwork, TargetStore
+from godwit_agent.hostops.ports import HeldConnections, Host, PodNetwork, TargetStore
 from godwit_api.errors import Aborted, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -39,6 +39,7 @@ class Arriving:
         self._store: TargetStore | None = None
         self._successor = ""
         self._network: PodNetwork | None = None
+        self._connections: HeldConnections | None = None
         self._armed_ns = self._opened_ns = 0
         self._restored: dict[str, Restored] = {}
 
@@ -78,6 +79,7 @@ class Arriving:
         store = self._require_store()
         store.bind(self._host.pods.find(self._successor))
         store.start_daemons()
+        self._connections = self._connections or self._host.connections.watch(self._ip)
         self._armed_ns = self._armed_ns or time.time_ns()
         self._open_network()
 
@@ -89,6 +91,9 @@ class Arriving:
         store = self._require_store()
         with watch.part("complete"):
             store.complete()
+        if self._connections:
+            with watch.part("connections"):
+                self._connections.renew()
         pending = dict(store.slots())
         while pending:
             with watch.part("wait_gate"):
@@ -129,6 +134,9 @@ class Arriving:
         network, self._network = self._network, None
         if network:
             network.close()
+        connections, self._connections = self._connections, None
+        if connections:
+            connections.close()
 
     def refuse(self) -> None:
         """The gate says no, the copy is killed. The expectation stays, aborted: whoever starts
