@@ -107,6 +107,8 @@ class Arriving:
 
     def take_route(self) -> None:
         self._host.routes.local(self._ip, self._link().host_interface)
+        if self._connections:
+            self._connections.renew()
 
     def open_door(self) -> None:
         self._opened_ns = self._open_network().open_door()

@@ -162,7 +162,7 @@ class Leaving:
         return memory
 
     def renew_connections(self) -> tuple[int, int]:
-        """(kept, lost); runs beside ``dump``."""
+        """(kept, lost); the most of them beside ``dump``, the last ones with the route."""
         return self._connections.renew() if self._connections else (0, 0)
 
     def send_images(self, outlet: Outlet) -> None:
@@ -214,6 +214,7 @@ class Leaving:
         """Not when the target is this node: there the copy's own route takes over."""
         if node_address != self._own_address:
             self._host.routes.via(self._ip, node_address)
+        self.renew_connections()
 
     def hold_address(self) -> None:
         """Only where the address comes from: elsewhere this node's IPAM never had it."""

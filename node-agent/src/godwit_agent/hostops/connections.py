@@ -20,11 +20,10 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from godwit_agent.hostops.conntrack import (
     Entry,
     deletion,
+    dump_request,
     get_request,
     may_concern,
     re_creation,
@@ -33,7 +32,7 @@ from godwit_agent.hostops.conntrack import (
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.nft import Nft
-from godwit_api.errors import Retryable
+from godwit_api.errors import GodwitError, Retryable
 from godwit_api.reasons import Reason
 
 _TABLE = "godwit_connections"
@@ -42,7 +41,6 @@ _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
 _GROUP_NEW = 1
-_DUMP_REQUEST = struct.pack("=IHHII", 20, 0x101, 0x301, 1, 0)
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IH10x")
 _BUFFER_BYTES = 1 << 20
@@ -60,7 +58,7 @@ class HostConnections:
         host = NetnsThread(self._layout.host_netns)
         try:
             return HeldConnections(host, ip)
-        except (NetlinkError, OSError) as error:
+        except OSError as error:
             host.close()
             raise Retryable(Reason.INTERNAL, f"connections of {ip}: {error}") from error
 
@@ -70,7 +68,6 @@ class HeldConnections:
 
     def __init__(self, host: NetnsThread, ip: str) -> None:
         self._host = host
-        self._ip = ip
         self._address = ipaddress.ip_address(ip)
         self._family = socket.AF_INET if self._address.version == 4 else socket.AF_INET6
         self._table = f"{_TABLE}_{self._address.packed.hex()}"
@@ -82,11 +79,18 @@ class HeldConnections:
         self._hold(self._ready)
 
     def renew(self) -> tuple[int, int]:
-        """(kept, lost); connections that have ended by themselves count as neither."""
+        """(kept, lost) since the last call; what has ended by itself counts as neither.
+
+        Never raises: a lost connection is no reason to undo or to hold up a switch."""
+        ready, self._ready = self._ready, {}
         kept = lost = 0
-        late = {entry: _messages(entry) for entry in self._late() if entry not in self._ready}
-        self._hold(late)
-        for remove, create in (self._ready | late).values():
+        try:
+            late = {entry: _messages(entry) for entry in self._late() if entry not in self._ready}
+            self._hold(late)
+            ready |= late
+        except (GodwitError, OSError):
+            lost += 1
+        for remove, create in ready.values():
             gone = self._ask(remove)
             if gone == errno.ENOENT:
                 continue
@@ -108,7 +112,7 @@ class HeldConnections:
     def _list(self) -> Iterator[Entry]:
         """A busy node has tens of thousands of entries, most of them closed: they are looked at
         as bytes, and only the few that matter are decoded."""
-        self._requests.send(_DUMP_REQUEST + bytes((self._family, 0, 0, 0)))
+        self._requests.send(dump_request(self._family))
         while True:
             for kind, message in _split(self._requests.recv(_BUFFER_BYTES)):
                 if kind == _DONE:
@@ -131,22 +135,26 @@ class HeldConnections:
     def _ours(self, message: bytes) -> Iterator[Entry]:
         if may_concern(message, self._address.packed):
             entry = read(self._family, message)
-            if entry and entry.pod[0] == self._ip:
+            if entry and entry.pod[0] == self._address.packed:
                 yield entry
 
     def _ask(self, message: bytes) -> int:
         """0, or the error number."""
-        self._requests.send(message)
-        for kind, answer in _split(self._requests.recv(_BUFFER_BYTES)):
-            if kind == _ERROR:
-                return -int(struct.unpack_from("=i", answer, 16)[0])
+        try:
+            self._requests.send(message)
+            for kind, answer in _split(self._requests.recv(_BUFFER_BYTES)):
+                if kind == _ERROR:
+                    return -int(struct.unpack_from("=i", answer, 16)[0])
+        except OSError as error:
+            return error.errno or errno.EIO
         return 0
 
     def _hold(self, entries: dict[Entry, tuple[bytes, bytes]]) -> None:
         """Between an entry's end and its new beginning its packets must not make another one."""
-        ends = sorted({e.service[0] for e in entries} | {e.shown_as[0] for e in entries})
-        if not ends:
+        packed = {e.service[0] for e in entries} | {e.shown_as[0] for e in entries}
+        if not packed:
             return
+        ends = sorted(str(ipaddress.ip_address(one)) for one in packed)
         to = f"{'ip' if self._family == socket.AF_INET else 'ip6'} daddr {{ {', '.join(ends)} }}"
         commands = "" if self._guarded else _remove(self._table)
         self._nft.run(

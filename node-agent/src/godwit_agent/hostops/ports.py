@@ -337,8 +337,9 @@ class HeldConnections(Protocol):
     """What this node masquerades of one address."""
 
     def renew(self) -> tuple[int, int]:
-        """In the freeze: connections outlive the change of route and the end of the pod's
-        former interface. (kept, lost)."""
+        """In the freeze, before packets flow again: connections outlive the change of route and
+        the end of the pod's former interface. Once for what was there, and once after the
+        change of route for what has come meanwhile. (kept, lost)."""
 
     def close(self) -> None: ...
 
