@@ -1,6 +1,8 @@
 /*
- * Two questions that CRIU 4.2 asks while a process is frozen, answered faster. Linked into the
- * CRIU that Godwit ships (scripts/bundle-criu), without effect unless GODWIT_DIRTY_ONLY is set.
+ * What CRIU 4.2 does differently for Godwit. Linked into the CRIU that Godwit ships
+ * (scripts/bundle-criu), without effect unless GODWIT_DIRTY_ONLY or GODWIT_INIT_PID is set.
+ *
+ * GODWIT_DIRTY_ONLY, for a dump: two questions, answered faster.
  *
  * Which pages are there? (PAGEMAP_SCAN, criu/pagemap-cache.c) The agent tracks writes with
  * userfaultfd and has sent all that is clean to the target long before. With one more category
@@ -11,9 +13,16 @@
  * Which connections does the firewall track? (criu/net.c, dump_nf_ct) Twice a walk of the whole
  * machine's table, 10 ms each, also for a namespace that has none of them. When its own count is
  * zero the question becomes one whose answer is empty.
+ *
+ * GODWIT_INIT_PID, for a restore: the number that the container's first process gets on the node.
+ * The runtime was told it long before there was a process (hooks/internal/gate). CRIU names the
+ * number within the new PID namespace only (criu/clone-noasan.c); one more level names both
+ * (clone3(2), set_tid). A number that is taken makes the restore fail.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <linux/netlink.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -89,4 +98,33 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 			head->nlmsg_type = CTNETLINK_GET_UNCONFIRMED;
 	}
 	return syscall(SYS_sendmsg, fd, message, flags);
+}
+
+static int init_pid(void)
+{
+	const char *text = getenv("GODWIT_INIT_PID");
+	return text ? atoi(text) : 0;
+}
+
+long syscall(long number, ...)
+{
+	static long (*next)(long, ...);
+	va_list list;
+	va_start(list, number);
+	long a = va_arg(list, long), b = va_arg(list, long), c = va_arg(list, long);
+	long d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
+	va_end(list);
+	if (!next)
+		next = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+	pid_t both[2];
+	if (number == SYS_clone3) {
+		struct clone_args *args = (struct clone_args *)a;
+		if ((args->flags & CLONE_NEWPID) && args->set_tid_size == 1 && init_pid()) {
+			both[0] = *(pid_t *)(uintptr_t)args->set_tid;
+			both[1] = init_pid();
+			args->set_tid = (uintptr_t)both;
+			args->set_tid_size = 2;
+		}
+	}
+	return next(number, a, b, c, d, e, f);
 }
