@@ -501,9 +501,18 @@ class _Routes(_Part):
 
 
 class _Connections(_Part):
-    def keep(self, ip: str) -> int:
-        self.node.do("keep_connections")
-        return 0
+    def watch(self, ip: str) -> _HeldConnections:
+        self.node.do("watch_connections")
+        return _HeldConnections(self.node)
+
+
+class _HeldConnections(_Part):
+    def renew(self) -> tuple[int, int]:
+        self.node.do("renew_connections")
+        return 0, 0
+
+    def close(self) -> None:
+        pass
 
 
 class _Addresses(_Part):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import Packet, Plan, Restored, Slot, SuccessorNetwork
-from godwit_agent.hostops.ports import Host, PodNetwork, TargetStore
+from godwit_agent.hostops.ports import HeldConnections, Host, PodNetwork, TargetStore
 from godwit_api.errors import Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -40,6 +40,7 @@ class Arriving:
         self._store: TargetStore | None = None
         self._successor = ""
         self._network: PodNetwork | None = None
+        self._connections: HeldConnections | None = None
         self._armed_ns = self._opened_ns = 0
         self._restored: dict[str, Restored] = {}
 
@@ -79,6 +80,7 @@ class Arriving:
         store = self._require_store()
         store.bind(self._host.pods.find(self._successor))
         store.start_daemons()
+        self._connections = self._connections or self._host.connections.watch(self._ip)
         self._armed_ns = self._armed_ns or time.time_ns()
         self._open_network()
 
@@ -90,6 +92,9 @@ class Arriving:
         store = self._require_store()
         with watch.part("complete"):
             store.complete()
+        if self._connections:
+            with watch.part("connections"):
+                self._connections.renew()
 
         def one(slot: Slot) -> Restored:
             with watch.part(f"criu_{slot.container}"):
@@ -106,6 +111,8 @@ class Arriving:
 
     def take_route(self) -> None:
         self._host.routes.local(self._ip, self._link().host_interface)
+        if self._connections:
+            self._connections.renew()
 
     def open_door(self) -> None:
         self._opened_ns = self._open_network().open_door()
@@ -133,6 +140,9 @@ class Arriving:
         network, self._network = self._network, None
         if network:
             network.close()
+        connections, self._connections = self._connections, None
+        if connections:
+            connections.close()
 
     def refuse(self) -> None:
         """The gate says no, the copy is killed. The expectation stays, aborted: whoever starts
