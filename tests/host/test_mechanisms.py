@@ -377,6 +377,8 @@ def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
     os.close(placeholder)
     assert ended
     assert agent.restores.find(slot) is None
+    result = scene.b.layout.local(slot.directory) / "result.json"
+    assert agent.hooks.wait(lambda: result.exists() or None, 10)
     with pytest.raises(Aborted):
         agent.restores.wait_waiting(slot, 1)
     store.destroy()
