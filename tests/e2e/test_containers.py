@@ -58,7 +58,11 @@ def _restarts(scene: Scene, pod: str) -> dict[str, int]:
 
 def test_two_containers_and_what_they_share(scene: Scene) -> None:
     made, spec = _pod(scene)
-    spec["containers"].append(_container("writer", "sh", "-c", WRITER))
+    part = [*SHARED, {"name": "parts", "mountPath": "/part", "subPath": "writers"}]
+    spec["volumes"].append({"name": "parts", "emptyDir": {"medium": "Memory"}})
+    spec["containers"].append(
+        _container("writer", "sh", "-c", f"echo mine > /part/file; {WRITER}", volumeMounts=part)
+    )
     scene.cluster.apply(made)
     pod = scene.ready_pod("redis")
     address = scene.pod(pod)["status"]["podIP"]
@@ -71,6 +75,7 @@ def test_two_containers_and_what_they_share(scene: Scene) -> None:
             numbers = _lines(scene, pod, "numbers")
             assert len(numbers) > before
             assert numbers == [str(i + 1) for i in range(len(numbers))]
+            assert _run(scene, pod, "writer", "cat", "/part/file") == "mine\n"
             assert _restarts(scene, pod) == {"redis": 0, "writer": 0}
         report = client.stop()
     assert report["ok"], report

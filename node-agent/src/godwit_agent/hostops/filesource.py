@@ -247,7 +247,7 @@ def size_of(layout: Layout, pod: PodState, container: str) -> int:
     """Bytes that a copy of the container's files would read now."""
     total = 0
     for name, _, directory in source_trees(pod.containers):
-        if name != container:
+        if name != container or not layout.local(directory).is_dir():
             continue
         for _, _, files, fd in os.fwalk(layout.local(directory)):
             for file in files:

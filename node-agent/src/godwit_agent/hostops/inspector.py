@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
-from godwit_agent.hostops import procs, sockets
+from godwit_agent.hostops import procs, sockets, surroundings
 from godwit_agent.hostops.filesource import size_of
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, ContainerFacts, Inspection, Obstacle, PodState
@@ -51,6 +50,8 @@ class HostInspector:
             for reason, message in self._container(pod, container, pids):
                 found[Obstacle(reason, f"container {container.name}: {message}")] = None
             facts.append(self._facts(pod, container, pids))
+        for reason, message in surroundings.of_pod(pod):
+            found[Obstacle(reason, message)] = None
         if pod.link is None:
             message = "the pod has no interface eth0 with an end on this node"
             found[Obstacle(Reason.NETWORK_NOT_ROUTED, message)] = None
@@ -68,6 +69,7 @@ class HostInspector:
                 for reason, message in (*_state(pid), *_files(pid), *_memory(pid)):
                     yield reason, f"process {_name(pid)} {message}"
             yield from _sockets(pod, pids)
+            yield from surroundings.mounts(container)
         except (OSError, GodwitError) as error:
             yield Reason.PROCESS_CANNOT_BE_INSPECTED, str(error)
 
@@ -83,17 +85,24 @@ class HostInspector:
 
 def _namespaces(init_pid: int, pids: tuple[int, ...]) -> Iterator[Found]:
     for kind in _NAMESPACES:
-        home = _namespace(init_pid, kind)
+        home = procs.namespace(init_pid, kind)
         for pid in pids:
-            own = _namespace(pid, kind)
+            own = procs.namespace(pid, kind)
             if home and own and own != home:
                 message = f"process {_name(pid)} has made a {kind} namespace of its own"
                 yield Reason.NESTED_NAMESPACE, message
 
 
 def _state(pid: int) -> Iterator[Found]:
-    if procs.status(pid).get("TracerPid", "0") != "0":
+    status = procs.status(pid)
+    if status.get("TracerPid", "0") != "0":
         yield Reason.TRACED_PROCESS, "is being traced (a debugger, strace)"
+    if locked := procs.locked_bytes(status):
+        yield (
+            Reason.LOCKED_MEMORY,
+            f"has locked {locked} bytes of memory (mlock), which cannot be loaded lazily: "
+            "turn memory locking off in the application",
+        )
 
 
 def _files(pid: int) -> Iterator[Found]:
@@ -164,13 +173,6 @@ def _anonymous_bytes(pid: int) -> int:
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _namespace(pid: int, kind: str) -> str:
-    try:
-        return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
-    except OSError:
-        return ""
 
 
 def _name(pid: int) -> str:

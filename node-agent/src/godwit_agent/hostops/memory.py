@@ -138,6 +138,10 @@ class HostSourceMemory:
                 return
             areas = [(i.start, i.end) for i in procs.mappings(pid) if i.private_anonymous]
             if last:
+                if procs.locked_bytes(procs.status(pid)):
+                    # CRIU loads none of it lazily, and does not look at what is unchanged
+                    message = f"container {container.name}: process {vpid} has locked memory"
+                    raise Aborted(Reason.LOCKED_MEMORY, message)
                 look = tracker.last if tracker else self._everything
                 ranges, there = look(pagemap, areas)
                 _announce(sink, container.name, vpid, there)

@@ -45,6 +45,11 @@ def status(pid: int, task: int | None = None) -> dict[str, str]:
     return {key: value.strip() for key, _, value in pairs}
 
 
+def locked_bytes(fields: dict[str, str]) -> int:
+    """Of ``status``: memory that mlock(2) keeps present."""
+    return int((fields.get("VmLck") or "0").split()[0]) * 1024
+
+
 def threads(pid: int) -> tuple[int, ...]:
     try:
         return tuple(sorted(int(path.name) for path in (_PROC / str(pid) / "task").iterdir()))
@@ -87,6 +92,21 @@ def start_time(pid: int) -> int | None:
     """Clock ticks after boot: with the pid, names a process for good."""
     text = read(pid, "stat")
     return int(text.rpartition(")")[2].split()[19]) if text else None
+
+
+def namespace(pid: int, kind: str) -> str:
+    """Names a namespace of a process; empty when it has gone."""
+    try:
+        return str((_PROC / str(pid) / "ns" / kind).readlink())
+    except OSError:
+        return ""
+
+
+def everyone() -> Iterator[int]:
+    """All processes of this machine, as far as our own PID namespace shows them."""
+    for path in _PROC.iterdir():
+        if path.name.isdigit():
+            yield int(path.name)
 
 
 def is_zombie(pid: int) -> bool:
