@@ -55,6 +55,7 @@ class Reason(StrEnum):
     HUGE_PAGES = "HugePages"
     NESTED_NAMESPACE = "NestedNamespace"
     TRACED_PROCESS = "TracedProcess"
+    STOPPED_PROCESS = "StoppedProcess"
     UNSUPPORTED_MOUNT = "UnsupportedMount"
     NETWORK_NOT_ROUTED = "NetworkNotRouted"
     ADDRESS_NOT_RESERVABLE = "AddressNotReservable"
