@@ -1,7 +1,7 @@
 """Holds one of each kernel object; answers each connection to port 7000 with all results.
 
 A connection gets one JSON object, name of the check to ``ok`` or what is wrong.
-``python3 /lab/kernelobjects NAME…`` holds only the named ones.
+``python3 -m kernelobjects NAME…`` holds only the named ones.
 """
 
 from __future__ import annotations
@@ -12,14 +12,9 @@ import signal
 import socket
 import sys
 
-import checks
-import descriptors  # noqa: F401
-import processes  # noqa: F401  # isort: skip
-import clocks  # noqa: F401
-import files  # noqa: F401
-import memory  # noqa: F401
-import terminals  # noqa: F401
+from . import checks, clocks, descriptors, files, memory, processes, terminals
 
+OF_CHECKS = (processes, descriptors, clocks, files, memory, terminals)
 PORT = 7000
 
 

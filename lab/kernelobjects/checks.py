@@ -1,4 +1,4 @@
-"""How a check is written: a generator that sets itself up, and looks again whenever it is resumed."""
+"""How a check is written: a generator that sets itself up and looks again when it is resumed."""
 
 from __future__ import annotations
 

@@ -8,21 +8,24 @@ import signal
 import threading
 import time
 
-from checks import Check, check, libc, same, system
+from .checks import Check, check, libc, same, system
 
 # Far above any freeze, far below the difference between two nodes' boots.
 _JUMP_S = 60.0
 
 
 def _steady(clock: int) -> Check:
-    """The clock goes with the wall clock (which nodes share by NTP) and never back."""
+    """The clock goes with the wall clock (which nodes share by NTP) and never back.
+
+    It stands still in the freeze; the uptimes of two nodes differ by far more.
+    """
     before, wall = time.clock_gettime(clock), time.time()
     while True:
         yield
         now, now_wall = time.clock_gettime(clock), time.time()
         same(now >= before, True, f"went from {before} to {now}")
         drift = abs((now - before) - (now_wall - wall))
-        same(drift < 0.5, True, f"moved {now - before} s in {now_wall - wall} s")
+        same(drift < 5, True, f"moved {now - before} s in {now_wall - wall} s")
         before, wall = now, now_wall
 
 
@@ -118,7 +121,21 @@ def posix_timer() -> Check:
         system(libc.timer_gettime(timer, ctypes.byref(spec)), "timer_gettime")
         gone = time.monotonic() - begin
         left = spec.value_s + spec.value_ns / 1e9
-        same(abs(3600 - gone - left) < 0.5, True, f"{left} s left of 3600 after {gone}")
+        # a timer stands still in the freeze, the clock does so for a part of it
+        same(-0.1 < gone + left - 3600 < 5, True, f"{left} s left of 3600 after {gone}")
+
+
+@check
+def timerfd_deadline() -> Check:
+    """An absolute time, armed again and again as event loops do; it never comes too early."""
+    fd = os.timerfd_create(time.CLOCK_MONOTONIC)
+    while True:
+        due = time.monotonic() + 30
+        os.timerfd_settime(fd, flags=os.TFD_TIMER_ABSTIME, initial=due)
+        yield
+        left = os.timerfd_gettime(fd)[0]
+        wanted = due - time.monotonic()
+        same(-0.05 < left - wanted < 5, True, f"{left} s left, not {wanted}")
 
 
 @check
@@ -128,7 +145,7 @@ def absolute_deadline() -> Check:
     wall = time.time() + 3600
     while True:
         yield
-        same(abs((deadline - time.monotonic()) - (wall - time.time())) < 0.5, True, "distance")
+        same(abs((deadline - time.monotonic()) - (wall - time.time())) < 5, True, "distance")
 
 
 @check
@@ -140,4 +157,4 @@ def start_time_of_the_process() -> Check:
         with open("/proc/self/stat") as file:
             started = int(file.read().rsplit(")", 1)[1].split()[19]) / ticks
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        same(0 <= now - started, True, f"started at {started}, now {now}")
+        same(now - started >= 0, True, f"started at {started}, now {now}")

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from checks import Check, Differs, check, libc, same, system
+from .checks import Check, Differs, check, libc, same, system
 
 _EMPTY_MASK = 128  # sizeof(sigset_t) in glibc
 
@@ -106,13 +106,10 @@ def epoll() -> Check:
 @check
 def eventfd() -> Check:
     fd = os.eventfd(7)
-    semaphore = os.eventfd(3, os.EFD_SEMAPHORE)
     while True:
         yield
         same(os.eventfd_read(fd), 7)
-        same(os.eventfd_read(semaphore), 1, "semaphore")
         os.eventfd_write(fd, 7)
-        os.eventfd_write(semaphore, 1)
 
 
 @check
@@ -123,16 +120,23 @@ def timerfd() -> Check:
     begin = time.monotonic()
     near = os.timerfd_create(clock)
     os.timerfd_settime(near, initial=0.25, interval=0.25)
-    fired = 0
+    fired, last = 0, begin
     while True:
         yield
         left, interval = os.timerfd_gettime(far)
         gone = time.monotonic() - begin
         same(interval, 5.0, "interval")
-        same(abs(3600 - gone - left) < 0.5, True, f"{left} s left of 3600 after {gone}")
-        fired += struct.unpack("Q", os.read(near, 8))[0]
-        gone = time.monotonic() - begin
-        same(abs(fired - gone / 0.25) <= 2, True, f"fired {fired} times in {gone} s")
+        # a timer stands still in the freeze, the clock does so for a part of it
+        same(-0.1 < gone + left - 3600 < 5, True, f"{left} s left of 3600 after {gone}")
+        # expirations nobody has read count as one after a restore (the kernel reckons them at
+        # the read, from the time at which the timer was set)
+        fired = struct.unpack("Q", os.read(near, 8))[0]
+        now = time.monotonic()
+        same(1 <= fired <= (now - last) / 0.25 + 2, True, f"fired {fired} times in {now - last} s")
+        begun = time.monotonic()
+        os.read(near, 8)
+        last = time.monotonic()
+        same(last - begun < 1, True, f"next one after {last - begun} s")
 
 
 @check
@@ -212,7 +216,7 @@ def unix_stream_with_data() -> Check:
 def unix_listener() -> Check:
     server = socket.socket(socket.AF_UNIX)
     server.bind("/tmp/listener")
-    os.chmod("/tmp/listener", 0o640)
+    Path("/tmp/listener").chmod(0o640)
     server.listen()
     client = socket.socket(socket.AF_UNIX)
     client.connect("/tmp/listener")
@@ -227,7 +231,7 @@ def unix_listener() -> Check:
             late.sendall(b"new")
             same(other.recv(10), b"new", "connection from after")
             other.close()
-        same(os.stat("/tmp/listener").st_mode & 0o777, 0o640, "mode of the name")
+        same(Path("/tmp/listener").stat().st_mode & 0o777, 0o640, "mode of the name")
 
 
 @check
@@ -318,23 +322,6 @@ def tcp_half_closed() -> Check:
             begun = True
         served.sendall(b"still here")
         same(client.recv(100), b"still here")
-
-
-@check
-def tcp_user_timeout_and_congestion_control() -> Check:
-    server = socket.create_server(("127.0.0.1", 0))
-    client = socket.create_connection(server.getsockname())
-    served, _ = server.accept()
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 12345)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-    while True:
-        yield
-        got = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
-        same(got, b"reno", "TCP_CONGESTION")
-        timeout = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-        same(timeout, 12345, "TCP_USER_TIMEOUT")
-        served.sendall(b"x")
-        same(client.recv(1), b"x")
 
 
 @check

@@ -9,8 +9,8 @@ import os
 import socket
 from pathlib import Path
 
-from checks import Check, check, libc, same, system
-from processes import ask, child, said
+from .checks import Check, Unavailable, check, libc, same, system
+from .processes import ask, child, field, said
 
 _IPC_PRIVATE, _IPC_RMID, _IPC_CREAT = 0, 0, 0o1000
 _SIZE = 8 << 20
@@ -32,6 +32,38 @@ def private_memory() -> Check:
     while True:
         yield
         same(_digest(area), digest)
+
+
+@check
+def locked_memory() -> Check:
+    """mlock, as databases and programs that keep secrets do it."""
+    area = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area[:] = _noise(1 << 20, 7)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    try:
+        system(libc.mlock(start, 1 << 20), "mlock")
+    except OSError as error:
+        raise Unavailable(str(error)) from error
+    digest = _digest(area)
+    while True:
+        yield
+        same(_digest(area), digest)
+        same(field("VmLck"), "1024 kB", "locked")
+
+
+@check
+def state_of_the_random_generator() -> Check:
+    """glibc keeps it in memory that the kernel may empty (MAP_DROPPABLE)."""
+    libc.getrandom.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+    data = ctypes.create_string_buffer(64)
+    seen = set()
+    while True:
+        for _ in range(100):
+            same(libc.getrandom(data, 64, 0), 64)
+            seen.add(data.raw)
+        same(len(seen) % 100, 0, "different numbers")
+        yield
 
 
 @check

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from checks import Check, Differs, Unavailable, check, libc, same, system
+from .checks import Check, Differs, Unavailable, check, libc, same, system
 
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
@@ -141,32 +141,6 @@ def zombie() -> Check:
         same(Path(f"/proc/{pid}/stat").read_text().split()[2], "Z", "state")
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         same(found and found.si_status, 42, "exit code")
-
-
-@check
-def stopped_process() -> Check:
-    """A process that was stopped by a signal stays so: nobody told it to go on."""
-    pid, peer = child(ask(os.getpid))
-    said(peer)
-    os.kill(pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, pid, os.WSTOPPED)
-    while True:
-        yield
-        same(Path(f"/proc/{pid}/stat").read_text().split()[2], "T", "state")
-        os.kill(pid, signal.SIGCONT)
-        same(said(peer), str(pid))
-        os.kill(pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, pid, os.WSTOPPED)
-
-
-@check
-def no_continue_signal_is_seen() -> Check:
-    """SIGCONT has a handler in some programs (shells, editors): a move must not send it."""
-    heard: list[int] = []
-    signal.signal(signal.SIGCONT, lambda number, _: heard.append(number))
-    while True:
-        yield
-        same(heard, [], "signals")
 
 
 @check

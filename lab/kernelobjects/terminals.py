@@ -10,7 +10,7 @@ import signal
 import struct
 import termios
 
-from checks import Check, check, same
+from .checks import Check, check, same
 
 
 def _read(fd: int, until: bytes) -> bytes:

@@ -48,7 +48,7 @@ def ask(scene: Lab) -> dict[str, str]:
     finally:
         client.close()
     with connection, connection.makefile("rb") as answer:
-        connection.settimeout(60)
+        connection.settimeout(40)
         connection.sendall(b"?")
         return json.loads(answer.read())  # type: ignore[no-any-return]
 
@@ -61,9 +61,17 @@ def wrong(results: dict[str, str]) -> dict[str, str]:
     }
 
 
+def output(pod: Pod) -> str:
+    """What the container has written lately; a check that hangs says where (checks.py)."""
+    stream = pod.output[-1].stdout
+    assert stream
+    os.set_blocking(stream.fileno(), False)
+    return (stream.read() or b"").decode()
+
+
 def start(scene: Lab, node: Node, names: list[str]) -> PodState:
     pod = scene.sandbox(node, IP)
-    argv = ["python3", "/lab/kernelobjects", *names]
+    argv = ["env", "PYTHONPATH=/lab", "python3", "-m", "kernelobjects", *names]
     scene.start(pod, argv, PROGRAM.parent)
     node.run("ip", "route", "add", f"{IP}/32", "dev", pod.host_interface)
     scene.route(IP, node)
@@ -156,8 +164,12 @@ def test_every_kernel_object_moves(scene: Lab) -> None:
     before = ask_when_ready(scene)
     print({name: said for name, said in before.items() if said.startswith("unavailable")})
     assert not wrong(before)
-    move(scene, state, scene.a, scene.b)
-    assert not wrong(ask(scene))
+    successor, _ = move(scene, state, scene.a, scene.b)
+    try:
+        after = wrong(ask(scene))
+    except TimeoutError:
+        pytest.fail(f"a check hangs: {output(successor)}")
+    assert not after, "\n".join(f"{name}: {said}" for name, said in after.items())
 
 
 def ask_when_ready(scene: Lab) -> dict[str, str]:

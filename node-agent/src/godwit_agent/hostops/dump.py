@@ -29,6 +29,7 @@ from godwit_agent.hostops.model import Container, HostPath
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.ports import Hooks
 from godwit_agent.hostops.shadow import write_shadow
+from godwit_agent.memory import timers
 from godwit_api.errors import Aborted, Unsafe
 from godwit_api.reasons import Reason
 
@@ -122,7 +123,8 @@ class HostGatedDump:
     def images(self) -> Iterator[tuple[str, bytes]]:
         for path in sorted((self._path / "images").iterdir()):
             if path.is_file() and not path.is_symlink():
-                yield path.name, path.read_bytes()
+                content = path.read_bytes()
+                yield path.name, timers.mend(content) if path.name == timers.FILES else content
 
     def reject(self, timeout_s: float = 5.0) -> None:
         if not self._opened:

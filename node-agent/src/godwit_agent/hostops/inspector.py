@@ -112,7 +112,12 @@ def _files(pid: int) -> Iterator[Found]:
             yield Reason.FILE_CANNOT_FOLLOW, message
         if target.startswith("anon_inode:"):
             kind = target.removeprefix("anon_inode:").strip("[]")
-            if kind == "io_uring":
+            if kind == "eventfd" and "eventfd-semaphore: 1" in procs.read(pid, f"fdinfo/{number}"):
+                yield (
+                    Reason.FILE_CANNOT_FOLLOW,
+                    "has an eventfd in semaphore mode, which CRIU loses",
+                )
+            elif kind == "io_uring":
                 yield Reason.IO_URING, "uses io_uring: turn it off in the application"
             elif kind not in _ANONYMOUS:
                 yield Reason.FILE_CANNOT_FOLLOW, f"has a {kind} open"

@@ -66,7 +66,8 @@ class HostRestores:
         return self._check(slot, str(result["container_id"]), int(result["pid"]))
 
     def resume(self, restored: Iterable[Restored]) -> int:
-        pids = [pid for one in restored for pid in one.pids]
+        # children first: a parent that runs while its child still stands takes it for stopped
+        pids = [pid for one in restored for pid in reversed(one.pids)]
         before = time.time_ns()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

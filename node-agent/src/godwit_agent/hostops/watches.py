@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from godwit_agent.hostops import procs
 
@@ -37,7 +38,7 @@ def find(init_pid: int, pids: Iterable[int]) -> Watched:
     found: dict[tuple[int, int], str] = {}
     if wanted:
         with contextlib.suppress(OSError):
-            _note(os.stat(root), "/", wanted, found)
+            _note(Path(root).stat(), "/", wanted, found)
         _search(root, wanted, found)
     paths = sorted(found.values(), key=lambda path: path.count("/"), reverse=True)
     return Watched(tuple(paths), len(wanted) - len(found))

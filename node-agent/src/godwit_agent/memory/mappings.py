@@ -1,4 +1,4 @@
-"""Mappings of a process as CRIU's ``mm-<pid>.img`` lists them: which of them have no pages to serve.
+"""Mappings in CRIU's ``mm-<pid>.img``: which of them the page daemon must not or cannot fill.
 
 images/mm.proto and vma.proto, v4.2. An image is searched and not parsed: a
 thousand mappings take a tenth of the time, inside the freeze. protobuf-c writes
