@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from godwit_agent.hostops.model import (
+    ONLY_RESTORED,
     Container,
     ContainerFacts,
     Guard,
@@ -23,6 +24,7 @@ from godwit_agent.hostops.model import (
     Link,
     NodeFacts,
     Packet,
+    Plan,
     PodState,
     Restored,
     RoundStats,
@@ -409,7 +411,13 @@ class _Hooks(_Part):
         return tuple(self.node.guard_files.values())
 
     def expect(
-        self, pod_uid: str, migration: str, epoch: int, ip: str, slots: Mapping[str, Slot]
+        self,
+        pod_uid: str,
+        migration: str,
+        epoch: int,
+        ip: str,
+        slots: Mapping[str, Slot],
+        plan: Plan = ONLY_RESTORED,
     ) -> None:
         self.node.do("expect")
         self.node.expected_pods[pod_uid] = migration
@@ -493,9 +501,18 @@ class _Routes(_Part):
 
 
 class _Connections(_Part):
-    def keep(self, ip: str) -> int:
-        self.node.do("keep_connections")
-        return 0
+    def watch(self, ip: str) -> _HeldConnections:
+        self.node.do("watch_connections")
+        return _HeldConnections(self.node)
+
+
+class _HeldConnections(_Part):
+    def renew(self) -> tuple[int, int]:
+        self.node.do("renew_connections")
+        return 0, 0
+
+    def close(self) -> None:
+        pass
 
 
 class _Addresses(_Part):

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
-from godwit_agent.hostops.connections import HostConnections
+from godwit_agent.hostops.connections import HeldConnections, HostConnections
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.netns import NetnsThread
 
@@ -75,8 +76,22 @@ class Scene:
         )
         assert done.returncode == 0, done.stderr
 
-    def connections(self) -> HostConnections:
-        return HostConnections(replace(Layout(), host_netns=f"/run/netns/{self.names['R']}"))
+    def forget_all(self) -> None:
+        """Empties the connection table."""
+        node = NetnsThread(f"/run/netns/{self.names['R']}")
+        with node.call(NFCTSocket) as table:
+            node.call(table.flush)
+        node.close()
+
+    @contextlib.contextmanager
+    def watching(self, ip: str = POD) -> Iterator[HeldConnections]:
+        """As an agent does it, from before the freeze until after it."""
+        layout = replace(Layout(), host_netns=f"/run/netns/{self.names['R']}")
+        held = HostConnections(layout).watch(ip)
+        try:
+            yield held
+        finally:
+            held.close()
 
     @contextlib.contextmanager
     def echo(self, kind: socket.SocketKind) -> Iterator[socket.socket]:
@@ -133,11 +148,28 @@ def scene() -> Iterator[Scene]:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
-def test_tcp_connection_outlives_the_interface(scene: Scene) -> None:
-    with scene.echo(socket.SOCK_STREAM) as asking:
+@pytest.mark.parametrize("late", [False, True])
+def test_tcp_connection_outlives_the_interface(scene: Scene, late: bool) -> None:
+    """``late``: opened after the table has been read, before the freeze."""
+    with contextlib.ExitStack() as stack:
+        if late:
+            held = stack.enter_context(scene.watching())
+        asking = stack.enter_context(scene.echo(socket.SOCK_STREAM))
         assert ask(asking) == b"?"
-        assert scene.connections().keep(POD) == 1
-        assert scene.connections().keep(POD) == 1  # repeated by an agent that had died
+        if not late:
+            held = stack.enter_context(scene.watching())
+        assert held.renew() == (1, 0)
+        scene.shell(_MOVE)
+        assert ask(asking) == b"?"
+
+
+def test_twice(scene: Scene) -> None:
+    """A rolled back switch is tried again; the pod moves there and back."""
+    with scene.echo(socket.SOCK_STREAM) as asking:
+        for _ in range(2):
+            assert ask(asking) == b"?"
+            with scene.watching() as held:
+                assert held.renew() == (1, 0)
         scene.shell(_MOVE)
         assert ask(asking) == b"?"
 
@@ -145,9 +177,18 @@ def test_tcp_connection_outlives_the_interface(scene: Scene) -> None:
 def test_udp_client_keeps_its_port(scene: Scene) -> None:
     with scene.echo(socket.SOCK_DGRAM) as asking:
         before = ask(asking)
-        assert scene.connections().keep(POD) == 1
-        scene.shell(_MOVE)
+        with scene.watching() as held:
+            assert held.renew() == (1, 0)
+            scene.shell(_MOVE)
         assert ask(asking) == before
+
+
+def test_closed_connection_is_no_loss(scene: Scene) -> None:
+    with scene.echo(socket.SOCK_STREAM) as asking:
+        assert ask(asking) == b"?"
+        with scene.watching() as held:
+            scene.forget_all()
+            assert held.renew() == (0, 0)
 
 
 def test_without_it_the_connection_is_reset(scene: Scene) -> None:
@@ -162,6 +203,7 @@ def test_without_it_the_connection_is_reset(scene: Scene) -> None:
 def test_other_pods_and_plain_connections_are_left_alone(scene: Scene) -> None:
     with scene.echo(socket.SOCK_STREAM) as asking:
         assert ask(asking) == b"?"
-        assert scene.connections().keep("10.79.2.3") == 0
-        assert scene.connections().keep("fd00::1") == 0
+        for other in ("10.79.2.3", "fd00::1"):
+            with scene.watching(other) as held:
+                assert held.renew() == (0, 0)
         assert ask(asking) == b"?"

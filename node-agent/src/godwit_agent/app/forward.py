@@ -51,7 +51,6 @@ def settle(session: SourceSession, outcome: Outcome) -> None:
         session.journal.append(Step.RUNNING, {"outcome": outcome.to_json()})
     _attempt(session, "hold_address", session.processes.hold_address)
     _forward_late(session)
-    _attempt(session, "keep_connections", session.processes.keep_connections)
     _attempt(session, "kill", session.processes.kill)
     _attempt(session, "discard", session.processes.discard)
     session.close_outlet()

@@ -16,7 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent.app.outlet import Outlet
 from godwit_agent.hostops.model import Container, Packet, PodState, RoundStats, Sandbox
-from godwit_agent.hostops.ports import GatedDump, Host, PodNetwork, SourceFiles, SourceMemory
+from godwit_agent.hostops.ports import (
+    GatedDump,
+    HeldConnections,
+    Host,
+    PodNetwork,
+    SourceFiles,
+    SourceMemory,
+)
 from godwit_api.errors import GodwitError
 
 _GATE_TIMEOUT_S = 20.0
@@ -39,6 +46,7 @@ class Leaving:
         self._files: SourceFiles | None = None
         self._bootstrap: dict[tuple[str, str], bytes] = {}
         self._network: PodNetwork | None = None
+        self._connections: HeldConnections | None = None
         self._dumps: dict[str, GatedDump] = {}
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="changes")
         self._syn_ns = self._freeze_ns = self._drop_ns = self._lift_ns = 0
@@ -101,6 +109,7 @@ class Leaving:
     def prepare(self) -> None:
         """CRIU waits at its gate, the capture runs."""
         self._open_network()
+        self._connections = self._connections or self._host.connections.watch(self._ip)
         self._host.stores.create_source(self._uid)
         for container in self.state.containers:
             self._dumps[container.name] = self._host.dumps.prepare(container, self._uid)
@@ -116,6 +125,9 @@ class Leaving:
         network, self._network = self._network, None
         if network:
             network.close()
+        connections, self._connections = self._connections, None
+        if connections:
+            connections.close()
 
     # the freeze
 
@@ -148,6 +160,10 @@ class Leaving:
         if failure:
             raise failure
         return memory
+
+    def renew_connections(self) -> tuple[int, int]:
+        """(kept, lost); the most of them beside ``dump``, the last ones with the route."""
+        return self._connections.renew() if self._connections else (0, 0)
 
     def send_images(self, outlet: Outlet) -> None:
         for container, dump in self._dumps.items():
@@ -198,6 +214,7 @@ class Leaving:
         """Not when the target is this node: there the copy's own route takes over."""
         if node_address != self._own_address:
             self._host.routes.via(self._ip, node_address)
+        self.renew_connections()
 
     def hold_address(self) -> None:
         """Only where the address comes from: elsewhere this node's IPAM never had it."""
@@ -205,10 +222,6 @@ class Leaving:
         address = ipaddress.ip_address(self._ip)
         if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
             self._host.addresses.hold(self._ip, self.state.uid)
-
-    def keep_connections(self) -> None:
-        """Before the sandbox goes, and with it the interface that they would end with."""
-        self._host.connections.keep(self._ip)
 
     def kill(self) -> None:
         """Ends the frozen tree behind its closed door, and CRIU with it."""

@@ -145,6 +145,8 @@ class Freeze:
         with self.watch.part("changes"):
             stats = self.source.send_changes(self.outlet)
         self.watch.parts_us.update({f"changes_{k}": v for k, v in stats.parts_us.items()})
+        with self.watch.part("connections"):
+            self.source.renew_connections()
 
     def _commit(self) -> None:
         self.journal.append(Step.COMMITTED, {"frozen_at_ns": self.frozen_at_ns})

@@ -21,6 +21,7 @@ from godwit_agent.hostops.model import (
     Inspection,
     NodeFacts,
     Packet,
+    Plan,
     PodState,
     Restored,
     RoundStats,
@@ -265,7 +266,13 @@ class Hooks(Protocol):
     def guards(self) -> tuple[Guard, ...]: ...
 
     def expect(
-        self, pod_uid: str, migration: str, epoch: int, ip: str, slots: Mapping[str, Slot]
+        self,
+        pod_uid: str,
+        migration: str,
+        epoch: int,
+        ip: str,
+        slots: Mapping[str, Slot],
+        plan: Plan = ...,
     ) -> None: ...
     def unexpect(self, pod_uid: str) -> None: ...
     def expected(self) -> Mapping[str, str]:
@@ -333,12 +340,22 @@ class Addresses(Protocol):
     def list(self) -> tuple[HeldAddress, ...]: ...
 
 
+class HeldConnections(Protocol):
+    """What this node masquerades of one address."""
+
+    def renew(self) -> tuple[int, int]:
+        """In the freeze, before packets flow again: connections outlive the change of route and
+        the end of the pod's former interface. Once for what was there, and once after the
+        change of route for what has come meanwhile. (kept, lost)."""
+
+    def close(self) -> None: ...
+
+
 class Connections(Protocol):
     """This node's connection table (conntrack)."""
 
-    def keep(self, ip: str) -> int:
-        """Connections with ``ip`` that this node masquerades outlive the interface of the pod;
-        how many there are. ``Retryable(Internal)`` when one was lost."""
+    def watch(self, ip: str) -> HeldConnections:
+        """Before the freeze. ``Retryable(Internal)``."""
 
 
 @dataclass(frozen=True, slots=True)
