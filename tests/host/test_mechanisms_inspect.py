@@ -39,8 +39,6 @@ multipath = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
 import ctypes
 libc = ctypes.CDLL(None)
 libc.syscall(323, 1)
-page = ctypes.create_string_buffer(8192)
-assert libc.mlock(page, 8192) == 0
 """
 READY = "open('/dev/shm/ready', 'w').close()\ntime.sleep(1000)\n"
 
