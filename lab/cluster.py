@@ -125,9 +125,9 @@ class Cluster:
         return self.run("node", "exec", node, "--", *command, check=check)
 
     # -- bringing up --------------------------------------------------------------------------
-    def up(self, nodes: int = 2) -> None:
+    def up(self, nodes: int = 2, cni: str = "ptp") -> None:
         """Bring the testbed up, showing its progress."""
-        self._show("up", "--nodes", str(nodes))
+        self._show("up", "--nodes", str(nodes), "--cni", cni)
 
     def down(self) -> None:
         """Remove the testbed."""

@@ -10,6 +10,7 @@ import threading
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from godwit_agent.hostops import neighbours
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostRoute
 from godwit_agent.hostops.netns import NetnsThread
@@ -25,9 +26,8 @@ class HostRoutes:
 
     def __init__(self, layout: Layout) -> None:
         self._lock = threading.Lock()
-        host = NetnsThread(layout.host_netns)
-        self._netlink = host.call(IPRoute)
-        host.close()
+        self._host = NetnsThread(layout.host_netns)
+        self._netlink = self._host.call(IPRoute)
 
     @staticmethod
     def _family(ip: str) -> tuple[int, str]:
@@ -40,16 +40,19 @@ class HostRoutes:
         """The pod with ``ip`` is behind ``host_interface``."""
         family, target = self._family(ip)
         with self._lock:
-            found = self._netlink.link_lookup(ifname=host_interface)
+            found = self._netlink.get_links(ifname=host_interface)
             if not found:
                 raise Retryable(Reason.INTERNAL, f"no interface {host_interface} on this node")
-            self._replace(family, target, oif=found[0], scope=253 if family == 2 else 0)
+            index = neighbours.through(found[0])
+            self._replace(family, target, oif=index, scope=253 if family == 2 else 0)
+            neighbours.stand_back(self._netlink, ip)
 
     def via(self, ip: str, node_address: str) -> None:
         """The pod with ``ip`` is on the node with ``node_address``."""
         family, target = self._family(ip)
         with self._lock:
             self._replace(family, target, gateway=node_address)
+            self._host.call(lambda: neighbours.stand_in(self._netlink, ip))
 
     def _replace(self, family: int, target: str, **to: object) -> None:
         """One route only: the kernel's replace leaves routes of another scope in place."""
@@ -90,6 +93,7 @@ class HostRoutes:
         family, target = self._family(ip)
         with self._lock, contextlib.suppress(NetlinkError):
             self._netlink.route("del", dst=target, family=family, proto=PROTOCOL)
+            neighbours.stand_back(self._netlink, ip)
 
     def list(self) -> tuple[HostRoute, ...]:
         """All our routes."""
