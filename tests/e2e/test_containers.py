@@ -144,3 +144,47 @@ def test_what_has_been_run_is_not_run_again(scene: Scene) -> None:
     # a probe of a container that waits cannot be made, which does not count as failed
     told = [event["message"] for event in scene.events("Pod", pod)]
     assert [text for text in told if "probe failed" in text or "failed liveness" in text] == []
+
+
+def _terminated(scene: Scene, pod: str, container: str) -> Object:
+    """Wait for the first restart of a container, and return how it had ended."""
+    scene.cluster.kubectl(
+        *("wait", "pod", pod, "-n", scene.namespace, "--timeout=90s"),
+        f"--for=jsonpath={{.status.containerStatuses[?(@.name=='{container}')].restartCount}}=1",
+    )
+    statuses = scene.pod(pod)["status"]["containerStatuses"]
+    (found,) = (one for one in statuses if one["name"] == container)
+    return dict(found["lastState"]["terminated"])
+
+
+def test_limits_environment_and_ends_are_those_of_any_pod(scene: Scene) -> None:
+    made, spec = _pod(scene)
+    field = {"fieldRef": {"fieldPath": "status.podIP"}}
+    spec["containers"][0].update(
+        resources={"limits": {"memory": "64Mi", "cpu": "500m"}},
+        env=[{"name": "PLAIN", "value": "kept"}, {"name": "ADDRESS", "valueFrom": field}],
+    )
+    leave = "while [ ! -e /shared/leave ]; do sleep 0.1; done; rm /shared/leave; exit 3"
+    spec["containers"].append(_container("leaver", "sh", "-c", leave))
+    labels = {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}
+    spec["volumes"].append({"name": "about", "downwardAPI": {"items": [labels]}})
+    spec["containers"][0]["volumeMounts"] = [*SHARED, {"name": "about", "mountPath": "/about"}]
+    scene.cluster.apply(made)
+    pod = scene.ready_pod("redis")
+    address = scene.pod(pod)["status"]["podIP"]
+    scene.must_succeed(pod, scene.nodes[1])
+    scene.ready_pod("redis")
+
+    environment = _run(scene, pod, "redis", "cat", "/proc/1/environ").split("\0")
+    assert {"PLAIN=kept", f"ADDRESS={address}"} <= set(environment)
+    assert 'app="redis"' in _run(scene, pod, "redis", "cat", "/about/labels")
+    _run(scene, pod, "redis", "touch", "/shared/leave")
+    assert _terminated(scene, pod, "leaver")["exitCode"] == 3
+    scene.cluster.redis(address, "SET", "alive", "1")
+    words = ("redis-cli", "debug", "populate", "200000", "key", "1000")
+    scene.cluster.kubectl(
+        "exec", pod, "-n", scene.namespace, "-c", "redis", "--", *words, check=False
+    )
+    ended = _terminated(scene, pod, "redis")
+    assert (ended["exitCode"], ended["reason"]) == (137, "OOMKilled")
+    scene.cluster.wait_ready(pod, scene.namespace)
