@@ -10,7 +10,7 @@ from lab.cluster import LAB_IMAGE
 
 Object = dict[str, Any]
 SHARED = [{"name": "shared", "mountPath": "/shared"}]
-WRITER = "i=0; while :; do i=$((i+1)); echo $i >> /shared/numbers; sleep 0.05; done"
+WRITER = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /shared/numbers; sleep 0.05; done"
 
 
 def _container(name: str, *command: str, **fields: Any) -> Object:
@@ -76,6 +76,9 @@ def test_two_containers_and_what_they_share(scene: Scene) -> None:
             assert len(numbers) > before
             assert numbers == [str(i + 1) for i in range(len(numbers))]
             assert _run(scene, pod, "writer", "cat", "/part/file") == "mine\n"
+            said = scene.cluster.kubectl("logs", pod, "-n", scene.namespace, "-c", "writer").split()
+            assert len(said) >= len(numbers)
+            assert said == [str(i + 1) for i in range(len(said))]
             assert _restarts(scene, pod) == {"redis": 0, "writer": 0}
         report = client.stop()
     assert report["ok"], report
