@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
-from godwit_agent.hostops import procs, sockets, surroundings
+from godwit_agent.hostops import procs, sockets, surroundings, watches
 from godwit_agent.hostops.filesource import size_of
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, ContainerFacts, Inspection, Obstacle, PodState
@@ -70,6 +70,8 @@ class HostInspector:
                     yield reason, f"process {_name(pid)} {message}"
             yield from _sockets(pod, pids)
             yield from surroundings.mounts(container)
+            yield from _watches(container.init_pid, pids)
+            yield from _terminals(pids)
         except (OSError, GodwitError) as error:
             yield Reason.PROCESS_CANNOT_BE_INSPECTED, str(error)
 
@@ -97,19 +99,28 @@ def _state(pid: int) -> Iterator[Found]:
     status = procs.status(pid)
     if status.get("TracerPid", "0") != "0":
         yield Reason.TRACED_PROCESS, "is being traced (a debugger, strace)"
-    if locked := procs.locked_bytes(status):
-        yield (
-            Reason.LOCKED_MEMORY,
-            f"has locked {locked} bytes of memory (mlock), which cannot be loaded lazily: "
-            "turn memory locking off in the application",
-        )
+    if "T" in procs.states(pid):
+        message = "is stopped by a signal (SIGSTOP, Ctrl-Z): let it go on, or end it"
+        yield Reason.STOPPED_PROCESS, message
 
 
 def _files(pid: int) -> Iterator[Found]:
-    for _, target in procs.descriptors(pid):
+    queues = procs.message_queues(pid)
+    for number, target in procs.descriptors(pid):
+        about = procs.stat(pid, number)
+        if about and about.st_dev in queues:
+            yield Reason.FILE_CANNOT_FOLLOW, f"has the POSIX message queue {target} open"
+        elif about and about.st_nlink and target.endswith(" (deleted)"):
+            message = f"holds {target} open, which is there under another name (a hard link)"
+            yield Reason.FILE_CANNOT_FOLLOW, message
         if target.startswith("anon_inode:"):
             kind = target.removeprefix("anon_inode:").strip("[]")
-            if kind == "io_uring":
+            if kind == "eventfd" and "eventfd-semaphore: 1" in procs.read(pid, f"fdinfo/{number}"):
+                yield (
+                    Reason.FILE_CANNOT_FOLLOW,
+                    "has an eventfd in semaphore mode, which CRIU loses",
+                )
+            elif kind == "io_uring":
                 yield Reason.IO_URING, "uses io_uring: turn it off in the application"
             elif kind not in _ANONYMOUS:
                 yield Reason.FILE_CANNOT_FOLLOW, f"has a {kind} open"
@@ -119,6 +130,27 @@ def _files(pid: int) -> Iterator[Found]:
                 yield Reason.DEVICE, f"has the device {target} open"
         elif _ATOMIC_VOLUME in target:
             yield Reason.FILE_CANNOT_FOLLOW, f"holds {target} open, which the kubelet replaces"
+
+
+def _watches(init_pid: int, pids: tuple[int, ...]) -> Iterator[Found]:
+    if lost := watches.find(init_pid, pids).lost:
+        message = f"{lost} inotify watches are on files without a name (deleted ones)"
+        yield Reason.FILE_CANNOT_FOLLOW, message
+
+
+def _terminals(pids: tuple[int, ...]) -> Iterator[Found]:
+    """CRIU looks for the terminal behind /dev/tty at the first process that has it open, which
+    is the one that made it (criu/tty.c, tty_verify_ctty)."""
+    made = {index for pid in pids for index in procs.terminals_made(pid)}
+    for pid in pids if made else ():
+        if procs.terminal(pid) in made and any(
+            target == "/dev/tty" for _, target in procs.descriptors(pid)
+        ):
+            message = (
+                f"process {_name(pid)} has /dev/tty of a terminal open that was made in the "
+                "container (dash does this, bash does not)"
+            )
+            yield Reason.TERMINAL, message
 
 
 def _memory(pid: int) -> Iterator[Found]:

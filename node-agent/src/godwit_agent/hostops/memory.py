@@ -136,12 +136,14 @@ class HostSourceMemory:
                 return
             if vpid is None:
                 return
-            areas = [(i.start, i.end) for i in procs.mappings(pid) if i.private_anonymous]
+            # what is locked CRIU takes along itself, as long as nobody tracks it
+            locked = set(procs.locked(pid))
+            areas = [
+                (i.start, i.end)
+                for i in procs.mappings(pid)
+                if i.private_anonymous and (i.start, i.end) not in locked
+            ]
             if last:
-                if procs.locked_bytes(procs.status(pid)):
-                    # CRIU loads none of it lazily, and does not look at what is unchanged
-                    message = f"container {container.name}: process {vpid} has locked memory"
-                    raise Aborted(Reason.LOCKED_MEMORY, message)
                 look = tracker.last if tracker else self._everything
                 ranges, there = look(pagemap, areas)
                 _announce(sink, container.name, vpid, there)

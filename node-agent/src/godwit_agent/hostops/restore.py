@@ -67,7 +67,8 @@ class HostRestores:
 
     def resume(self, restored: Iterable[Restored]) -> int:
         containers = tuple(restored)
-        pids = [pid for one in containers for pid in one.pids]
+        # children first: a parent that runs while its child still stands takes it for stopped
+        pids = [pid for one in containers for pid in reversed(one.pids)]
         before = time.time_ns()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
