@@ -165,10 +165,10 @@ def test_limits_environment_and_ends_are_those_of_any_pod(scene: Scene) -> None:
     field = {"fieldRef": {"fieldPath": "status.podIP"}}
     spec["containers"][0].update(
         resources={"limits": {"memory": "64Mi", "cpu": "500m"}},
-        env=[{"name": "PLAIN", "value": "kept"}, {"name": "ADDRESS", "valueFrom": field}],
     )
+    environment = [{"name": "PLAIN", "value": "kept"}, {"name": "ADDRESS", "valueFrom": field}]
     leave = "while [ ! -e /shared/leave ]; do sleep 0.1; done; rm /shared/leave; exit 3"
-    spec["containers"].append(_container("leaver", "sh", "-c", leave))
+    spec["containers"].append(_container("leaver", "sh", "-c", leave, env=environment))
     labels = {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}
     spec["volumes"].append({"name": "about", "downwardAPI": {"items": [labels]}})
     spec["containers"][0]["volumeMounts"] = [*SHARED, {"name": "about", "mountPath": "/about"}]
@@ -178,8 +178,9 @@ def test_limits_environment_and_ends_are_those_of_any_pod(scene: Scene) -> None:
     scene.must_succeed(pod, scene.nodes[1])
     scene.ready_pod("redis")
 
-    environment = _run(scene, pod, "redis", "cat", "/proc/1/environ").split("\0")
-    assert {"PLAIN=kept", f"ADDRESS={address}"} <= set(environment)
+    # Redis writes over its own
+    kept = _run(scene, pod, "leaver", "cat", "/proc/1/environ").split("\0")
+    assert {"PLAIN=kept", f"ADDRESS={address}"} <= set(kept)
     assert 'app="redis"' in _run(scene, pod, "redis", "cat", "/about/labels")
     _run(scene, pod, "redis", "touch", "/shared/leave")
     assert _terminated(scene, pod, "leaver")["exitCode"] == 3
