@@ -9,6 +9,7 @@ from lab import workloads
 from lab.cluster import LAB_IMAGE
 
 Object = dict[str, Any]
+CRIU = "/opt/godwit/criu/criu"
 SHARED = [{"name": "shared", "mountPath": "/shared"}]
 WRITER = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /shared/numbers; sleep 0.05; done"
 
@@ -192,3 +193,37 @@ def test_limits_environment_and_ends_are_those_of_any_pod(scene: Scene) -> None:
     ended = _terminated(scene, pod, "redis")
     assert (ended["exitCode"], ended["reason"]) == (137, "OOMKilled")
     scene.cluster.wait_ready(pod, scene.namespace)
+
+
+def test_one_copy_that_fails_ends_the_others(scene: Scene) -> None:
+    """The images of one container are damaged: the pod goes on at home, all of it."""
+    source, target = scene.nodes[:2]
+    made, spec = _pod(scene)
+    spec["containers"].append(_container("writer", "sh", "-c", WRITER))
+    scene.cluster.apply(made)
+    pod = scene.ready_pod("redis")
+    address = scene.pod(pod)["status"]["podIP"]
+    sabotage = (
+        f"mv {CRIU} {CRIU}.real; cat > {CRIU} <<'EOF'\n"
+        "#!/bin/sh\n"
+        "for image in /run/godwit/store/*/target/writer/images/core-*.img; do\n"
+        '  [ -e "$image" ] && echo bad > "$image"\n'
+        "done\n"
+        f'exec {CRIU}.real "$@"\n'
+        f"EOF\nchmod 755 {CRIU}"
+    )
+    with scene.cluster.counter(address) as client:
+        scene.cluster.node_exec(target, "sh", "-c", sabotage)
+        try:
+            status = scene.migrate(pod, target)
+        finally:
+            scene.cluster.node_exec(target, "sh", "-c", f"mv {CRIU}.real {CRIU}")
+        assert status["phase"] == "Aborted", status
+        scene.ready_pod("redis")
+        assert scene.pod(pod)["spec"]["nodeName"] == source
+        numbers = _lines(scene, pod, "numbers")
+        assert numbers == [str(i + 1) for i in range(len(numbers))]
+        scene.assert_no_debris(pod_lives=True)
+        scene.must_succeed(pod, target)
+        report = client.stop()
+    assert report["ok"], report
