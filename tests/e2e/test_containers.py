@@ -9,8 +9,9 @@ from lab import workloads
 from lab.cluster import LAB_IMAGE
 
 Object = dict[str, Any]
+CRIU = "/opt/godwit/criu/criu"
 SHARED = [{"name": "shared", "mountPath": "/shared"}]
-WRITER = "i=0; while :; do i=$((i+1)); echo $i >> /shared/numbers; sleep 0.05; done"
+WRITER = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /shared/numbers; sleep 0.05; done"
 
 
 def _container(name: str, *command: str, **fields: Any) -> Object:
@@ -76,6 +77,9 @@ def test_two_containers_and_what_they_share(scene: Scene) -> None:
             assert len(numbers) > before
             assert numbers == [str(i + 1) for i in range(len(numbers))]
             assert _run(scene, pod, "writer", "cat", "/part/file") == "mine\n"
+            said = scene.cluster.kubectl("logs", pod, "-n", scene.namespace, "-c", "writer").split()
+            assert len(said) >= len(numbers)
+            assert said == [str(i + 1) for i in range(len(said))]
             assert _restarts(scene, pod) == {"redis": 0, "writer": 0}
         report = client.stop()
     assert report["ok"], report
@@ -144,3 +148,82 @@ def test_what_has_been_run_is_not_run_again(scene: Scene) -> None:
     # a probe of a container that waits cannot be made, which does not count as failed
     told = [event["message"] for event in scene.events("Pod", pod)]
     assert [text for text in told if "probe failed" in text or "failed liveness" in text] == []
+
+
+def _terminated(scene: Scene, pod: str, container: str) -> Object:
+    """Wait for the first restart of a container, and return how it had ended."""
+    scene.cluster.kubectl(
+        *("wait", "pod", pod, "-n", scene.namespace, "--timeout=90s"),
+        f"--for=jsonpath={{.status.containerStatuses[?(@.name=='{container}')].restartCount}}=1",
+    )
+    statuses = scene.pod(pod)["status"]["containerStatuses"]
+    (found,) = (one for one in statuses if one["name"] == container)
+    return dict(found["lastState"]["terminated"])
+
+
+def test_limits_environment_and_ends_are_those_of_any_pod(scene: Scene) -> None:
+    made, spec = _pod(scene)
+    field = {"fieldRef": {"fieldPath": "status.podIP"}}
+    spec["containers"][0].update(
+        resources={"limits": {"memory": "64Mi", "cpu": "500m"}},
+    )
+    environment = [{"name": "PLAIN", "value": "kept"}, {"name": "ADDRESS", "valueFrom": field}]
+    leave = "while [ ! -e /shared/leave ]; do sleep 0.1; done; rm /shared/leave; exit 3"
+    spec["containers"].append(_container("leaver", "sh", "-c", leave, env=environment))
+    labels = {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}
+    spec["volumes"].append({"name": "about", "downwardAPI": {"items": [labels]}})
+    spec["containers"][0]["volumeMounts"] = [*SHARED, {"name": "about", "mountPath": "/about"}]
+    scene.cluster.apply(made)
+    pod = scene.ready_pod("redis")
+    address = scene.pod(pod)["status"]["podIP"]
+    scene.must_succeed(pod, scene.nodes[1])
+    scene.ready_pod("redis")
+
+    # Redis writes over its own
+    kept = _run(scene, pod, "leaver", "cat", "/proc/1/environ").split("\0")
+    assert {"PLAIN=kept", f"ADDRESS={address}"} <= set(kept)
+    assert 'app="redis"' in _run(scene, pod, "redis", "cat", "/about/labels")
+    _run(scene, pod, "redis", "touch", "/shared/leave")
+    assert _terminated(scene, pod, "leaver")["exitCode"] == 3
+    scene.cluster.redis(address, "SET", "alive", "1")
+    words = ("redis-cli", "debug", "populate", "200000", "key", "1000")
+    scene.cluster.kubectl(
+        "exec", pod, "-n", scene.namespace, "-c", "redis", "--", *words, check=False
+    )
+    ended = _terminated(scene, pod, "redis")
+    assert (ended["exitCode"], ended["reason"]) == (137, "OOMKilled")
+    scene.cluster.wait_ready(pod, scene.namespace)
+
+
+def test_one_copy_that_fails_ends_the_others(scene: Scene) -> None:
+    """The images of one container are damaged: the pod goes on at home, all of it."""
+    source, target = scene.nodes[:2]
+    made, spec = _pod(scene)
+    spec["containers"].append(_container("writer", "sh", "-c", WRITER))
+    scene.cluster.apply(made)
+    pod = scene.ready_pod("redis")
+    address = scene.pod(pod)["status"]["podIP"]
+    sabotage = (
+        f"mv {CRIU} {CRIU}.real; cat > {CRIU} <<'EOF'\n"
+        "#!/bin/sh\n"
+        "for image in /run/godwit/store/*/target/writer/images/core-*.img; do\n"
+        '  [ -e "$image" ] && echo bad > "$image"\n'
+        "done\n"
+        f'exec {CRIU}.real "$@"\n'
+        f"EOF\nchmod 755 {CRIU}"
+    )
+    with scene.cluster.counter(address) as client:
+        scene.cluster.node_exec(target, "sh", "-c", sabotage)
+        try:
+            status = scene.migrate(pod, target)
+        finally:
+            scene.cluster.node_exec(target, "sh", "-c", f"mv {CRIU}.real {CRIU}")
+        assert status["phase"] == "Aborted", status
+        scene.ready_pod("redis")
+        assert scene.pod(pod)["spec"]["nodeName"] == source
+        numbers = _lines(scene, pod, "numbers")
+        assert numbers == [str(i + 1) for i in range(len(numbers))]
+        scene.assert_no_debris(pod_lives=True)
+        scene.must_succeed(pod, target)
+        report = client.stop()
+    assert report["ok"], report

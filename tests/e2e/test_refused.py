@@ -63,13 +63,13 @@ def test_pod_that_cannot_move(scene: Scene, reason: str) -> None:
 
 def test_all_reasons_come_at_once(scene: Scene) -> None:
     pod = workloads.bare_pod("redis", scene.namespace, node=scene.nodes[0])
-    for reason in ("HostPID", "PreStopHTTPHook", "SharedProcessNamespace"):
+    for reason in ("HostIPC", "PreStopHTTPHook", "SharedProcessNamespace"):
         PODS[reason](pod)
     scene.cluster.apply(pod)
     scene.cluster.wait_ready("redis", scene.namespace)
     status = scene.migrate("redis", "no-such-node")
     found = {item["reason"] for item in status["obstacles"]}
-    assert {"HostPID", "PreStopHTTPHook", "SharedProcessNamespace", "TargetNotFound"} <= found
+    assert {"HostIPC", "PreStopHTTPHook", "SharedProcessNamespace", "TargetNotFound"} <= found
 
 
 def test_daemon_set_pod(scene: Scene) -> None:

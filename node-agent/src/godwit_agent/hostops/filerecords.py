@@ -17,6 +17,7 @@ from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason
 
 UPPER = "upper"  # name of the tree that is the container's writable layer
+LOG = "log"  # name of the tree that has the container's log, `0.log`
 CHUNK = 256 * 1024
 OPAQUE = "trusted.overlay.opaque"  # kernel Documentation/filesystems/overlayfs.rst
 _MAX_PATH = 4096

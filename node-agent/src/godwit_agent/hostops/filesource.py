@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from godwit_agent.hostops import procs
+from godwit_agent.hostops import containerlog, procs
+from godwit_agent.hostops.containerlog import LogCopier
 from godwit_agent.hostops.filerecords import (
     CHUNK,
     OPAQUE,
@@ -197,11 +198,15 @@ class HostSourceFiles:
     def __init__(self, layout: Layout, pod: PodState) -> None:
         self._pids = tuple(one.init_pid for one in pod.containers if one.init_pid)
         self._previous_ns = 0
-        self._copiers: list[tuple[str, TreeCopier]] = []
+        self._copiers: list[tuple[str, TreeCopier | LogCopier]] = []
         for container, tree, directory in source_trees(pod.containers):
             with contextlib.suppress(FileNotFoundError):
                 root = os.open(layout.local(directory), _DIRECTORY)
                 self._copiers.append((container, TreeCopier(tree, root)))
+        for one in pod.containers:
+            with contextlib.suppress(FileNotFoundError):
+                logs = layout.local(containerlog.directory_of(pod, one.name))
+                self._copiers.append((one.name, LogCopier(os.open(logs, _DIRECTORY))))
 
     def round(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         try:

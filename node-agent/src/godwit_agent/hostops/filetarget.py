@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from godwit_agent.hostops import filerecords
-from godwit_agent.hostops.filerecords import CHUNK, OPAQUE, UPPER, Kind, Record
+from godwit_agent.hostops.containerlog import LogCopier
+from godwit_agent.hostops.filerecords import CHUNK, LOG, OPAQUE, UPPER, Kind, Record
 from godwit_agent.hostops.filesource import TreeCopier
 from godwit_agent.hostops.filetrees import target_trees
 from godwit_agent.hostops.layout import Layout
@@ -178,7 +179,7 @@ class TargetFiles:
             for container in successor.containers:
                 if container.name in self._staging and container.name not in self._bound:
                     try:
-                        self._place(container.name, target_trees(container))
+                        self._place(container.name, target_trees(successor, container))
                     except OSError as error:
                         message = f"container {container.name}: {error}"
                         raise Aborted(Reason.COPY_FAILED, message) from error
@@ -196,7 +197,8 @@ class TargetFiles:
             self._writers.pop((container, tree)).close()
         self._bound[container] = trees
         for tree in staged:
-            copier = TreeCopier(tree, os.open(self._staged(container, tree), _DIRECTORY))
+            root = os.open(self._staged(container, tree), _DIRECTORY)
+            copier = LogCopier(root) if tree == LOG else TreeCopier(tree, root)
             writer = self._writer(container, tree)
             try:
                 copier.run(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from godwit_agent.hostops.filerecords import UPPER
-from godwit_agent.hostops.model import Container
+from godwit_agent.hostops import containerlog
+from godwit_agent.hostops.filerecords import LOG, UPPER
+from godwit_agent.hostops.model import Container, PodState
 
 _EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"
 _SUB_PATHS = "/volume-subpaths/"
@@ -47,7 +48,11 @@ def source_trees(containers: Iterable[Container]) -> list[tuple[str, str, str]]:
     return found
 
 
-def target_trees(container: Container) -> dict[str, str]:
+def target_trees(pod: PodState, container: Container) -> dict[str, str]:
     """Tree to host directory. The writable layer is written through the mounted root: changing
     an overlay's upper directory behind its back is undefined (overlayfs.rst)."""
-    return {UPPER: container.rootfs, **copied_mounts(container)}
+    return {
+        UPPER: container.rootfs,
+        LOG: containerlog.directory_of(pod, container.name),
+        **copied_mounts(container),
+    }
