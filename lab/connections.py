@@ -19,7 +19,12 @@ import time
 def main() -> None:
     address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     ended = threading.Event()
-    threading.Thread(target=lambda: (os.read(0, 1), ended.set()), daemon=True).start()
+
+    def watch() -> None:
+        os.read(0, 1)
+        ended.set()
+
+    threading.Thread(target=watch, daemon=True).start()
     held = [socket.create_connection((address, port), 20) for _ in range(count)]
     poll = select.poll()
     asked = dict.fromkeys((one.fileno() for one in held), 0)

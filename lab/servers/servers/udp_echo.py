@@ -1,4 +1,4 @@
-"""Answers every datagram to port 7007; a second socket is connected to its first caller's copy."""
+"""Answers every datagram to port 7007 by its number and content."""
 
 import socket
 
