@@ -7,7 +7,7 @@ PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit host e2e test demo demo-down cluster bench-moves clean
+.PHONY: help venv check unit host e2e support test demo demo-down cluster bench-moves clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,11 +37,17 @@ host: venv  ## Tests with real CRIU, namespaces and network, as root
 	$(BIN)/pytest -q tests/host
 
 e2e: venv  ## Tests on a real cluster (brings the testbed up and installs Godwit)
-	$(BIN)/pytest -q tests/e2e
+	$(BIN)/pytest -q -m "not support" tests/e2e
 
 # tests/contract/operator enters a network namespace, so it has a process of its own:
 # gRPC opens sockets from threads that other tests may have started outside.
 test: check unit host e2e  ## Everything
+
+support: venv  ## Tests of real software; writes docs/support.md from what they saw
+	rm -f tests/e2e/results/support.jsonl
+	mkdir -p tests/e2e/results
+	GODWIT_SUPPORT_RESULTS=$(CURDIR)/tests/e2e/results/support.jsonl $(BIN)/pytest -q -m support tests/e2e
+	$(BIN)/python -m lab.support
 
 demo: venv  ## Watch a live pod move there and back
 	$(BIN)/python -m lab.demo

@@ -1,7 +1,8 @@
 """One real cluster of three nodes with Godwit on it, for all end-to-end tests.
 
 ``GODWIT_E2E_KEEP=1`` leaves it standing for the next run; a standing cluster is
-reused (images and chart are brought up to date).
+reused (images and chart are brought up to date). ``GODWIT_E2E_AS_IS=1`` takes a
+standing one with the images it has.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     handle = Cluster(os.environ.get("GODWIT_TESTBED", "e2e"))
+    if os.environ.get("GODWIT_E2E_AS_IS"):
+        yield handle
+        return
     handle.up(nodes=int(os.environ.get("GODWIT_E2E_NODES", "3")))
     handle.build_images()
     handle.install()

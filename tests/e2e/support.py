@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 from lab import workloads
@@ -99,6 +101,19 @@ class Scene:
         status = self.migrate(pod, target, **spec)
         assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
         return status
+
+    def record(self, workload: str, status: dict[str, Any], **seen: Any) -> None:
+        """One line for docs/support.md, when ``GODWIT_SUPPORT_RESULTS`` names a file for it."""
+        path = os.environ.get("GODWIT_SUPPORT_RESULTS")
+        if path:
+            line = {
+                "workload": workload,
+                "freeze_ms": status["freezeMilliseconds"],
+                "bytes": status["transferredBytes"],
+                **seen,
+            }
+            with Path(path).open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def until_phase(self, name: str, phase: str, seconds: float = 120.0) -> None:
         """Return as soon as the migration has reached ``phase``."""

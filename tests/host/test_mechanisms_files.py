@@ -25,6 +25,10 @@ pytestmark = [
 ]
 
 
+# struct vfs_cap_data of linux/capability.h: revision 2, effective, CAP_NET_RAW permitted
+_NET_RAW = bytes.fromhex("0100000200200000000000000000000000000000")
+
+
 class Side:
     """An overlay over a common image, and an emptyDir."""
 
@@ -107,7 +111,9 @@ def picture(root: Path) -> dict[str, tuple[object, ...]]:
             {}
             if path.is_symlink()
             else {
-                key: os.getxattr(path, key) for key in os.listxattr(path) if key.startswith("user.")
+                key: os.getxattr(path, key)
+                for key in os.listxattr(path)
+                if key.startswith("user.") or key == "security.capability"
             }
         )
         found[name] = (
@@ -172,6 +178,33 @@ def test_passes_make_both_sides_the_same(world: World, bind_after: str) -> None:
     stats = world.source.final(world)
     assert stats.copied_bytes < 3 << 20
     bind("none")
+    world.source.final(world)
+    same(world)
+
+
+def test_capabilities_survive_the_content(world: World) -> None:
+    """Writing to a file takes them away; here they come after the content."""
+    program = world.a.root / "program"
+    program.write_bytes(os.urandom(2 << 20))
+    os.setxattr(program, "security.capability", _NET_RAW)
+    world.source.round(world)
+    world.target.bind(world.b.state())
+    with program.open("ab") as file:
+        file.write(b"more")
+    os.setxattr(program, "security.capability", _NET_RAW)
+    world.source.final(world)
+    same(world)
+    assert os.getxattr(world.b.root / "program", "security.capability") == _NET_RAW
+
+
+def test_a_link_made_anew_leaves_its_directory_its_time(world: World) -> None:
+    (world.a.data / "text").write_text("one")
+    (world.a.data / "inner").mkdir()
+    os.link(world.a.data / "text", world.a.data / "inner/twin")
+    os.utime(world.a.data / "inner", ns=(1, 10**18))
+    world.target.bind(world.b.state())
+    world.source.round(world)
+    (world.a.data / "text").chmod(0o640)
     world.source.final(world)
     same(world)
 

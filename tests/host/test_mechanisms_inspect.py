@@ -40,6 +40,31 @@ import ctypes
 libc = ctypes.CDLL(None)
 libc.syscall(323, 1)
 """
+# each held in a way that CRIU refuses, loses, or hangs at
+LOST = """
+import ctypes, os, pty, signal
+libc = ctypes.CDLL(None)
+semaphore = os.eventfd(3, os.EFD_SEMAPHORE)
+first = os.open("first", os.O_RDWR | os.O_CREAT)
+os.link("first", "second"); os.unlink("first")
+queue = libc.mq_open(b"/queue", os.O_RDWR | os.O_CREAT, 0o600, None)
+os.mkdir("/data/inner")
+watch = libc.inotify_init()
+libc.inotify_add_watch(watch, b"/data/inner", 0x100)
+kept = os.open("/data/inner", os.O_RDONLY)
+os.rename("/data/inner", "/data/outer")
+gone = libc.inotify_init()
+open("watched", "w").close()
+libc.inotify_add_watch(gone, b"watched", 0x100)
+held = os.open("watched", os.O_RDONLY); os.unlink("watched")
+if (stopped := os.fork()) == 0:
+    os.kill(os.getpid(), signal.SIGSTOP)
+os.waitid(os.P_PID, stopped, os.WSTOPPED)
+inner, master = pty.fork()
+if not inner:
+    tty = os.open("/dev/tty", os.O_RDWR); os.write(1, b"x"); signal.pause()
+os.read(master, 1)
+"""
 READY = "open('/dev/shm/ready', 'w').close()\ntime.sleep(1000)\n"
 
 
@@ -103,3 +128,11 @@ def test_ipc_objects_of_a_namespace() -> None:
             assert surroundings._ipc_objects(os.getpid()) != ["1 shm", "1 sem"]
         finally:
             process.kill()
+
+
+def test_what_criu_would_lose_or_hang_at_is_named(scene: Lab) -> None:
+    found, text, _ = reasons(scene, "import time\n" + LOST + READY)
+    assert found == {Reason.FILE_CANNOT_FOLLOW, Reason.STOPPED_PROCESS, Reason.TERMINAL}, text
+    for word in ("semaphore mode", "hard link", "message queue", "inotify", "signal", "/dev/tty"):
+        assert word in text, word
+    assert "1 inotify watches" in text

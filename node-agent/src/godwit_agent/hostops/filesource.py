@@ -62,11 +62,14 @@ class TreeCopier:
         """One pass. Names that vanish while it runs are left for the next."""
         present: set[bytes] = set()
         changed: list[tuple[bytes, os.stat_result]] = []
+        # directories in which the target makes names anew, though nothing changes here
+        touched: dict[bytes, os.stat_result] = {}
         names: dict[int, bytes] = {}
         device = os.fstat(self._root).st_dev
         self._directory(b".", self._root, os.fstat(self._root), emit, changed)
         present.add(b".")
         for top, directories, files, fd in os.fwalk(b".", dir_fd=self._root):
+            around = b"." if top == b"." else top[2:], os.fstat(fd)
             directories.sort()
             keep = []
             for name in sorted(directories) + sorted(files):
@@ -86,12 +89,13 @@ class TreeCopier:
                         finally:
                             os.close(inner)
                     else:
-                        self._entry(path, name, fd, about, emit, mapped, names)
+                        if self._entry(path, name, fd, about, emit, mapped, names):
+                            touched.setdefault(*around)
             directories[:] = keep
         for path in sorted(self._seen.keys() - present, key=len):
             del self._seen[path]
             emit(Record(Kind.REMOVED, self._tree, path), b"")
-        for path, about in reversed(changed):
+        for path, about in reversed([*touched.items(), *changed]):
             emit(self._record(Kind.TIMES, path, about), b"")
 
     def close(self) -> None:
@@ -125,21 +129,23 @@ class TreeCopier:
         emit: Emit,
         mapped: frozenset[int],
         names: dict[int, bytes],
-    ) -> None:
+    ) -> bool:
+        """Whether the name is made anew."""
         mode = about.st_mode
         leader = names.setdefault(about.st_ino, path) if about.st_nlink > 1 else path
         signature = _signature(about)
         former = self._seen.get(path)
         same = former is not None and former.signature == signature
         if same and about.st_ino not in mapped:
-            return
+            return False
         if stat.S_ISSOCK(mode):
-            return  # CRIU makes the names of sockets itself
+            return False  # CRIU makes the names of sockets itself
         if leader != path and not stat.S_ISDIR(mode):
             emit(Record(Kind.HARDLINK, self._tree, path), leader)
             self._seen[path] = _Seen(signature)
         elif stat.S_ISREG(mode):
             self._file(path, name, fd, emit, former)
+            return False
         elif stat.S_ISLNK(mode):
             emit(self._record(Kind.SYMLINK, path, about), os.readlink(name, dir_fd=fd))
             self._seen[path] = _Seen(signature)
@@ -149,6 +155,7 @@ class TreeCopier:
         else:
             emit(self._record(Kind.NODE, path, about, number=about.st_rdev), b"")
             self._seen[path] = _Seen(signature)
+        return True
 
     def _file(
         self, path: bytes, name: bytes, directory: int, emit: Emit, former: _Seen | None

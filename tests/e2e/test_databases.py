@@ -1,0 +1,84 @@
+"""Databases move under load: no transaction fails, and their books agree with the clients'."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import Any
+
+import pytest
+
+from e2e.support import Scene
+from lab import workloads
+
+pytestmark = pytest.mark.support
+_BIN = "/usr/lib/postgresql/current/bin"
+_ROWS_AGREE = (
+    "select (select count(*) from pgbench_history),"
+    " (select sum(delta) from pgbench_history) = (select sum(abalance) from pgbench_accounts),"
+    " (select sum(tbalance) from pgbench_tellers) = (select sum(bbalance) from pgbench_branches)"
+)
+
+
+def exec_in(scene: Scene, pod: str, *command: str) -> str:
+    return scene.cluster.kubectl("exec", pod, "-n", scene.namespace, "--", *command)
+
+
+def client_pod(scene: Scene, image: str) -> dict[str, Any]:
+    """An ordinary pod to run clients in: it does not move."""
+    made = workloads.pod("client", scene.namespace, image, command=["sleep", "infinity"])
+    del made["spec"]["runtimeClassName"]
+    return made
+
+
+def test_postgresql_under_pgbench(scene: Scene) -> None:
+    """8 clients, five moves; then checksums, indexes and a full dump are sound."""
+    image = scene.cluster.workload_image("databases")
+    scene.cluster.apply(
+        client_pod(scene, image),
+        workloads.pod(
+            "postgres", scene.namespace, image, node=scene.nodes[0], port=5432,
+            volumes={"/data": {"emptyDir": {}}, "/dev/shm": {"emptyDir": {"medium": "Memory"}}},
+            command=["start-postgres", "-c", "shared_buffers=64MB"],
+        ),
+    )  # fmt: skip
+    for name in ("client", "postgres"):
+        scene.cluster.wait_ready(name, scene.namespace)
+    address = scene.pod("postgres")["status"]["podIP"]
+    options = f"-n -h {address} -U postgres -c 8 -j 2 -T 3600 -P 1 bench"
+    running = subprocess.Popen(
+        scene.cluster.argv(
+            *("kubectl", "exec", "client", "-n", scene.namespace, "--", "sh", "-c"),
+            f"{_BIN}/pgbench {options} & echo $! >/tmp/pid; wait $!",
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert running.stdout
+    assert "progress" in next(line for line in running.stdout if "progress" in line)
+    here = scene.nodes[0]
+    for _ in range(5):
+        here = scene.other(here)
+        status = scene.must_succeed("postgres", here)
+        scene.record("PostgreSQL 18, pgbench with 8 clients", status)
+    # pgbench answers SIGALRM, its own end of time, by its summary
+    exec_in(scene, "client", "sh", "-c", "kill -ALRM $(cat /tmp/pid)")
+    summary, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, summary
+    done = re.search(r"number of transactions actually processed: (\d+)", summary)
+    failed = re.search(r"number of failed transactions: (\d+)", summary)
+    assert done, summary
+    assert failed, summary
+    assert int(failed[1]) == 0
+    assert int(done[1]) > 100
+    psql = ("psql", "-h", "/tmp", "-U", "postgres", "-At", "bench", "-c")
+    assert exec_in(scene, "postgres", *psql, _ROWS_AGREE).strip() == f"{done[1]}|t|t"
+    exec_in(scene, "postgres", *psql, "create extension amcheck")
+    exec_in(scene, "postgres", f"{_BIN}/pg_amcheck", "-h", "/tmp", "-U", "postgres", "bench")
+    dump = exec_in(scene, "postgres", "sh", "-c", "pg_dump -h /tmp -U postgres bench | wc -l")
+    assert int(dump) > 500_000
+    faults = exec_in(
+        scene, "postgres", *psql, "select sum(checksum_failures) from pg_stat_database"
+    )
+    assert faults.strip() == "0"
