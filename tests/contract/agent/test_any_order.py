@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 
 import grpc
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fakes.cluster import MIGRATION, Cluster, Node
 from fakes.host import World
+from godwit_api import failpoints
 from godwit_api.pb import agent_pb2 as pb
 
 SUCCESSORS = {
@@ -56,12 +57,34 @@ class WatchedWorld(World):
         # each effect is announced right before it happens
         if what == "resume" and not (source.frozen_ids or source.killed):
             self.violations.append(f"resumed beside a running source: {last}")
+        if what == "resume" and not _commit_records(cluster.a):
+            self.violations.append(f"resumed without a commit record: {last}")
+        if f"{node}.{what}" == "a.thaw" and _commit_records(cluster.a):
+            self.violations.append(f"thawed behind a commit record: {last}")
         if f"{node}.{what}" == "a.thaw" and target.running:
             self.violations.append(f"thawed beside a running copy: {last}")
         if f"{node}.{what}" == "a.kill" and not target.running:
             self.violations.append(f"the only copy was killed: {last}")
         if f"{node}.{what}" == "b.abort_restore" and (target.running or source.killed):
             self.violations.append(f"the running copy was thrown away: {last}")
+
+
+def _commit_records(node: Node) -> list[Path]:
+    journals = node.config.journal_dir.glob("*/*.source")
+    return [path for path in journals if b'"Committed"' in path.read_bytes()]
+
+
+class End:
+    """An effect at which its process ends: it comes back only when all is over."""
+
+    def __init__(self, over: threading.Event) -> None:
+        self.reached, self._over = threading.Event(), over
+
+    def __call__(self) -> None:
+        if not self.reached.is_set():
+            self.reached.set()
+            self._over.wait(60)
+            raise OSError("this process has ended")
 
 
 class WatchedCluster(Cluster):
@@ -89,6 +112,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp(prefix="godwit-any-order-"))
         self.cluster = WatchedCluster(self.directory)
         self.forgotten: list[threading.Thread] = []
+        self.over = threading.Event()
+        failpoints.enable(str(self.directory / "failpoints"))
 
     @initialize()
     def begin(self) -> None:
@@ -111,8 +136,52 @@ class AnyOrder(RuleBasedStateMachine):
     def switch(self, epoch: int) -> None:
         self._try(self.cluster.switch, epoch, timeout=CALL_S, freeze_timeout_ms=1000)
 
+    @rule(epoch=epochs, effect=st.sampled_from(EFFECTS))
+    def end_a_process_in_the_switch(self, epoch: int, effect: str) -> None:
+        self._join()
+        end = End(self.over)
+        self.cluster.world.fail[effect] = end
+        switch = self._call_switch(epoch)
+        while switch.is_alive() and not end.reached.wait(0.02):
+            continue
+        self.cluster.world.fail.pop(effect, None)
+        if end.reached.is_set():
+            self._restart(self.cluster.a if effect.startswith("a.") else self.cluster.b)
+        switch.join(3 * CALL_S)
+
+    @rule(epoch=epochs, failing=st.booleans())
+    def end_the_target_before_the_record(self, epoch: int, failing: bool) -> None:
+        """Its copy is complete and stopped; the source decides while a new target starts."""
+        self._join()
+        directory = self.directory / "failpoints"
+        for path in directory.iterdir():
+            path.unlink()
+        (directory / "part.commit").write_text("pause")
+        if failing:
+            (directory / "source.Committed.before").write_text("error")
+        switch = self._call_switch(epoch)
+        while switch.is_alive() and not (directory / "part.commit.hit").exists():
+            switch.join(0.02)
+        if switch.is_alive():
+            self._restart(self.cluster.b)
+            (directory / "part.commit.go").touch()
+        switch.join(3 * CALL_S)
+
+    def _restart(self, node: Node) -> None:
+        node.stop()
+        node.start()
+
+    def _join(self) -> None:
+        for thread in self.forgotten:
+            thread.join(3 * CALL_S)
+            assert not thread.is_alive()
+        self.forgotten.clear()
+
     @rule(epoch=epochs)
     def switch_and_forget(self, epoch: int) -> None:
+        self.forgotten.append(self._call_switch(epoch))
+
+    def _call_switch(self, epoch: int) -> threading.Thread:
         api, request = self.cluster.a.api, self._switch_request(epoch)
 
         def call() -> None:
@@ -121,7 +190,7 @@ class AnyOrder(RuleBasedStateMachine):
 
         thread = threading.Thread(target=call)
         thread.start()
-        self.forgotten.append(thread)
+        return thread
 
     def _switch_request(self, epoch: int) -> pb.SwitchRequest:
         return pb.SwitchRequest(
@@ -157,9 +226,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(source=st.booleans())
     def restart(self, source: bool) -> None:
-        node: Node = self.cluster.a if source else self.cluster.b
-        node.stop()
-        node.start()
+        self._join()  # a call that goes on in its former process would not be a crash
+        self._restart(self.cluster.a if source else self.cluster.b)
 
     @invariant()
     def nothing_was_violated(self) -> None:
@@ -169,6 +237,8 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             self._comes_to_an_end()
         finally:
+            failpoints.enable("")
+            self.over.set()
             self.cluster.close()
             shutil.rmtree(self.directory)
 
@@ -176,12 +246,9 @@ class AnyOrder(RuleBasedStateMachine):
         """Once nothing fails any more, one copy runs, and the journal agrees which."""
         cluster = self.cluster
         cluster.world.fail.clear()
-        for thread in self.forgotten:
-            thread.join(3 * CALL_S)
-            assert not thread.is_alive()
+        self._join()
         for node in (cluster.a, cluster.b):
-            node.stop()
-            node.start()
+            self._restart(node)
         end = time.monotonic() + 20
         while not self._settled():
             assert time.monotonic() < end, (self._states(), cluster.world.effects[-30:])
@@ -204,8 +271,9 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=10,
-    stateful_step_count=10,
+    max_examples=20,
+    phases=[Phase.generate],  # to shrink takes longer than to read what happened
+    stateful_step_count=6,
     deadline=None,
     derandomize=True,
     database=None,
