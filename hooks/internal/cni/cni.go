@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"godwit.io/hooks/internal/failpoint"
 	"godwit.io/hooks/internal/state"
 )
 
@@ -89,12 +90,18 @@ func add(dirs state.Dirs, conf config) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := failpoint.Reach(dirs, "add.before"); err != nil {
+		return nil, err
+	}
 	network, err := rehome(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), result.native, result.gateway, expect.IP, expect.Door)
 	if err != nil {
 		return nil, fmt.Errorf("giving %s to the successor %s: %w", expect.IP, uid, err)
 	}
 	network.SandboxID = os.Getenv("CNI_CONTAINERID")
 	if err := dirs.WriteNetwork(uid, *network); err != nil {
+		return nil, err
+	}
+	if err := failpoint.Reach(dirs, "add.after"); err != nil {
 		return nil, err
 	}
 	return result.with(expect.IP)

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 
+	"godwit.io/hooks/internal/failpoint"
 	"godwit.io/hooks/internal/state"
 )
 
@@ -113,6 +114,9 @@ func wait(dirs state.Dirs, directory string) error {
 		return err
 	}
 	defer gate.Close()
+	if err := failpoint.Reach(dirs, "gate.waiting"); err != nil {
+		return err
+	}
 	word := make([]byte, 1)
 	if n, err := gate.Read(word); err != nil || n != 1 {
 		return fmt.Errorf("the gate was closed without a word: %w", errClosed)
@@ -120,7 +124,7 @@ func wait(dirs state.Dirs, directory string) error {
 	if _, err := os.Lstat(filepath.Join(directory, "abort")); err == nil || word[0] != 'g' {
 		return errClosed
 	}
-	return nil
+	return failpoint.Reach(dirs, "gate.open")
 }
 
 // environment takes the gate out of CRIU's way and gives it the tools it was shipped with.

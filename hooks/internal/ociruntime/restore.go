@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"godwit.io/hooks/internal/failpoint"
 	"godwit.io/hooks/internal/state"
 )
 
@@ -78,7 +79,14 @@ func first(notes map[string]string, keys ...string) string {
 // never will be. Whoever gives it up closes lease (nil: nobody does).
 func restore(dirs state.Dirs, real string, call Command, container state.Container, lease *os.File) int {
 	id := call.ContainerID()
-	code, message := runRestore(dirs, real, call, container, lease)
+	code, message := 1, "failpoint"
+	if failpoint.Reach(dirs, "restore.before") == nil {
+		code, message = runRestore(dirs, real, call, container, lease)
+		if code == 0 {
+			// a crash here leaves a restored process that nobody was told of
+			_ = failpoint.Reach(dirs, "restore.after")
+		}
+	}
 	pid := 0
 	if data, err := os.ReadFile(call.Value("pid-file")); err == nil {
 		pid, _ = strconv.Atoi(strings.TrimSpace(string(data)))

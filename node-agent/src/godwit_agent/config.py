@@ -43,6 +43,7 @@ class Config:
     freeze_timeout_ms: int = 10_000
     journal_keep_hours: int = 72
     log_level: str = "INFO"
+    failpoints: str = ""  # for tests only; see godwit_api.failpoints
 
     @property
     def store_dir(self) -> Path:

@@ -26,6 +26,7 @@ from godwit_agent.server.identity import IdentityStore
 from godwit_agent.server.serve import ControlServer, HealthServer
 from godwit_agent.transfer import sender
 from godwit_agent.transfer.receiver import TransferServer
+from godwit_api import failpoints
 
 _GRACE_S = 20.0
 
@@ -84,6 +85,7 @@ def main() -> int:
         print(f"godwit-agent: {error}", file=sys.stderr)
         return 2
     log.setup(config.log_level)
+    failpoints.enable(config.failpoints)
     log.info("starting", **config.summary())
     stop = threading.Event()
 

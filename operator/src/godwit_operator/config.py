@@ -28,6 +28,7 @@ class Config:
     housekeeping_seconds: int = 15
     log_format: str = "json"  # or text
     log_level: str = "INFO"
+    failpoints: str = ""  # for tests only; see godwit_api.failpoints
 
 
 _BOUNDS = {

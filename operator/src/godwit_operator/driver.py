@@ -16,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from godwit_api import failpoints
 from godwit_api.errors import GodwitError, Retryable, Unsafe
 from godwit_api.migration import FINALIZER, Failure, PodMigration, Status
 from godwit_api.reasons import Reason
@@ -179,7 +180,9 @@ class Driver:
         if decision.step is Step.PREPARE_TARGET:  # from here on there is something to clean up
             await self._await_finalizer()
         entered = enter(migration, status, decision, now)
+        await _failpoint(f"{decision.step}.decided")
         await self._persist(entered)
+        await _failpoint(f"{decision.step}.announced")
         took = now - seconds(before.handover.step_started) if before.handover.step_started else 0.0
         log.info(
             "step",
@@ -235,6 +238,7 @@ class Driver:
         tried = _Tried()
         try:
             answer = await self._interruptible(effects, step, cancel)
+            await _failpoint(f"{step}.done")
             if answer is not None:
                 tried.result, tried.learned = answer
         except Obstructed as refused:
@@ -329,6 +333,15 @@ class Driver:
                 continue
             return
         raise SupersededError
+
+
+async def _failpoint(name: str) -> None:
+    """Off the event loop, which goes on serving while a test holds one migration up."""
+    if failpoints.enabled():
+        try:
+            await asyncio.to_thread(failpoints.reach, f"operator.{name}")
+        except OSError as error:
+            raise Retryable(Reason.INTERNAL, str(error)) from error
 
 
 def _failure(error: GodwitError) -> Failure:

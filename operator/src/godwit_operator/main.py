@@ -19,6 +19,7 @@ from typing import Any
 import kopf
 from kopf._core.engines.peering import Identity
 
+from godwit_api import failpoints
 from godwit_api.identity import OPERATOR_DNS_NAME
 from godwit_api.migration import FINAL_PHASES, GROUP, PLURAL, VERSION, Phase
 from godwit_operator import kube, log
@@ -206,4 +207,5 @@ def main() -> None:
     """Command line entry."""
     config = load(os.environ)
     log.configure(config.log_format, config.log_level)
+    failpoints.enable(config.failpoints)
     asyncio.run(run(config))

@@ -472,3 +472,11 @@ def test_notes_teach_the_next_steps() -> None:
     for word in ("kubectl get nodes", "godwit.io/node", "runtimeClassName: godwit", "PodMigration"):
         assert word in notes
     assert not re.search(r"\{\{|<no value>|%!", notes)
+
+
+def test_failpoints_need_their_value(default: Rendered) -> None:
+    name = "GODWIT_FAILPOINTS"
+    assert name not in yaml.safe_dump(default.objects)
+    asked = render("--set", "failpoints=true")
+    for kind in ("DaemonSet", "Deployment"):
+        assert name in yaml.safe_dump(next(asked.all(kind)))

@@ -55,6 +55,10 @@ class Process:
         self._process.kill()
         self._process.wait()
 
+    def ended(self) -> int | None:
+        """Its exit code, once there is one."""
+        return self._process.poll() if self._process else None
+
     def stop(self) -> int:
         assert self._process is not None
         self._process.terminate()

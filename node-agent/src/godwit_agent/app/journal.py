@@ -23,6 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from godwit_api import failpoints
 from godwit_api.errors import Unsafe
 from godwit_api.reasons import Reason
 
@@ -110,6 +111,7 @@ class Journal:
         """
         record = Record(step, time.time(), dict(data or {}))
         line = _encode(record)
+        failpoints.reach(f"{self.key.role}.{step}.before")
         with self._lock:
             try:
                 written = os.pwrite(self._fd, line, self._size)
@@ -121,6 +123,7 @@ class Journal:
                 raise
             self._size += len(line)
             self._records.append(record)
+        failpoints.reach(f"{self.key.role}.{step}.after", can_fail=False)
         return record
 
     def _take_back(self, cause: OSError) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from godwit_api import failpoints
+
 
 class Stopwatch:
     """Parts may overlap when threads are at work; each is measured by itself."""
@@ -17,6 +19,7 @@ class Stopwatch:
     def part(self, name: str) -> Iterator[None]:
         start = time.perf_counter_ns()
         try:
+            failpoints.reach(f"part.{name}")
             yield
         finally:
             self.parts_us[name] = (time.perf_counter_ns() - start) // 1000
