@@ -100,6 +100,36 @@ class PageStore:
         (self._directory / f"pagemap-{vpid}.img").write_bytes(content)
         return sum(end - start for start, end in ranges)
 
+    def processes(self) -> tuple[int, ...]:
+        """Process ids of which anything has come."""
+        return tuple(sorted(self._processes))
+
+    def kept(self, vpid: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """(ranges with data, ranges of zeros), of what the process has. ``VerifyFailed`` as
+        ``complete``, also for a page that has not come: CRIU's own images may have it, so only
+        pages that are here are listed."""
+        process = self._process(vpid)
+        if process.there is None:
+            message = f"process {vpid}: nothing is known of its memory"
+            raise Aborted(Reason.VERIFY_FAILED, message)
+        data: list[tuple[int, int]] = []
+        zero: list[tuple[int, int]] = []
+        for start, end in process.there:
+            for low, high in process.have.runs(start, end):
+                at = low
+                for first, last in process.data.runs(low, high):
+                    if at < first:
+                        zero.append((at, first))
+                    data.append((first, last))
+                    at = last
+                if at < high:
+                    zero.append((at, high))
+        return data, zero
+
+    def read(self, vpid: int, start: int, length: int) -> bytes:
+        """Pages that ``write`` had brought."""
+        return os.pread(self._process(vpid).fd, length, start)
+
     def close(self) -> None:
         with self._lock:
             for process in self._processes.values():
