@@ -64,9 +64,7 @@ def _archive() -> bytes:
     st.dictionaries(st.integers(1, 600), st.integers(1, 255), max_size=600),
     st.lists(st.tuples(st.binary(max_size=50), st.binary(max_size=5000)), max_size=8),
 )
-def test_what_went_in_comes_out(
-    pages: dict[int, int], records: list[tuple[bytes, bytes]]
-) -> None:
+def test_what_went_in_comes_out(pages: dict[int, int], records: list[tuple[bytes, bytes]]) -> None:
     file, kept = io.BytesIO(), Kept()
     contents.write(file, KEY, _entries(pages, records), {"pod": "redis"})
     file.seek(0)

@@ -79,21 +79,26 @@ class Checkpointer:
         self._here = here
 
     def run(
-        self, migration: Migration, pod: Pod, plan: Plan, *, deadline: float, active: Callable[[], bool]
+        self,
+        migration: Migration,
+        pod: Pod,
+        plan: Plan,
+        *,
+        deadline: float,
+        active: Callable[[], bool],
     ) -> Checkpoint:
         """Leaves the archive, and the pod running, or held frozen when it is to stop.
 
         Whatever fails, the pod runs on as it was; a repeated call starts over.
         """
         if self._archives.exists(pod.namespace, plan.archive):
-            message = f"there is an archive {pod.namespace}/{plan.archive} already"
-            raise Rejected(Reason.ARCHIVE_EXISTS, message)
+            return self._written(migration, pod.namespace, plan)
         session = self._sessions.of_call(migration, pod, self._here)
         with session.busy("Checkpoint", deadline - 1.0):
-            if session.journal.find(Step.SWITCHING):
-                raise Rejected(Reason.WRONG_STEP, "this checkpoint has been taken or has failed")
-            self._require_room(session)
+            if session.journal.terminal or session.journal.has(Step.SWITCHING):
+                raise Rejected(Reason.WRONG_STEP, "this checkpoint has failed before")
             try:
+                self._require_room(session)
                 return self._run(session, plan, deadline, active)
             except BaseException:
                 self._end(session)
@@ -134,7 +139,7 @@ class Checkpointer:
                 self._journal_thaw(session, freeze_us)
                 self._guards.lift(session.processes, back=True)
             with watch.part("pack"):
-                sizes = self._pack(session, spool, plan)
+                sizes = self._pack(session, spool, plan, freeze_us)
             if not thawed:
                 session.journal.append(Step.RUNNING, {"outcome": Outcome(True).to_json()})
         except Exception as error:
@@ -147,9 +152,7 @@ class Checkpointer:
         log.info("checkpoint written", uid=session.migration.uid, freeze_us=freeze_us)
         return Checkpoint(*sizes, freeze_us, dict(watch.parts_us))
 
-    def _copy(
-        self, session: SourceSession, deadline: float, active: Callable[[], bool]
-    ) -> Spool:
+    def _copy(self, session: SourceSession, deadline: float, active: Callable[[], bool]) -> Spool:
         self._host.stores.create_source(session.migration.uid)
         made: list[Spool] = []
 
@@ -198,7 +201,19 @@ class Checkpointer:
             watchdog.decide(lambda: None)
         return begin
 
-    def _pack(self, session: SourceSession, spool: Spool, plan: Plan) -> tuple[int, int]:
+    def _written(self, migration: Migration, namespace: str, plan: Plan) -> Checkpoint:
+        """Ours, from an earlier call, or somebody else's."""
+        with self._archives.read(namespace, plan.archive) as file:
+            about = contents.verify(file, plan.key)
+            size = file.tell()
+        if about.get("uid") != migration.uid:
+            message = f"there is an archive {namespace}/{plan.archive} already"
+            raise Rejected(Reason.ARCHIVE_EXISTS, message)
+        return Checkpoint(size, 0, int(about["freezeMicroseconds"]), {})
+
+    def _pack(
+        self, session: SourceSession, spool: Spool, plan: Plan, freeze_us: int
+    ) -> tuple[int, int]:
         (container,) = session.processes.state.containers
         facts = self._host.probe.facts()
         about: dict[str, Any] = {
@@ -214,16 +229,16 @@ class Checkpointer:
             "architecture": facts.architecture,
             "versions": dict(facts.versions),
             "cpuFeatures": list(facts.cpu_features),
+            "freezeMicroseconds": freeze_us,
             "memoryBytes": spool.bytes_sent,
+            "manifest": plan.manifest,
         }
         config = {"id": container.id, "name": container.name, "runtime": "runc"}
         entries = [
             contents.whole("config.dump", json.dumps(config).encode()),
             contents.whole("godwit/pod.json", json.dumps(plan.manifest).encode()),
         ]
-
         with self._archives.write(session.pod.namespace, plan.archive) as file:
-            about["manifest"] = plan.manifest
             size = contents.write(file, plan.key, (*entries, *spool.entries(container)), about)
             return file.tell(), size
 
@@ -259,4 +274,3 @@ class Checkpointer:
         session.journal.append(step)
         self._sessions.end_all(session.migration.uid)
         self._sessions.drop(session)
-

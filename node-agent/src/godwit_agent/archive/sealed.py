@@ -128,7 +128,9 @@ class SealedReader:
             try:
                 plain = self._cipher.decrypt(_NONCE.pack(number, last), sealed, self._bound)
             except (InvalidTag, ValueError):
-                raise _damaged(f"part {number} is not what was written, or its end is missing") from None
+                raise _damaged(
+                    f"part {number} is not what was written, or its end is missing"
+                ) from None
             yield plain
             if last:
                 return

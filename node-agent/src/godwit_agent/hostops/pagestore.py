@@ -101,13 +101,12 @@ class PageStore:
         return sum(end - start for start, end in ranges)
 
     def processes(self) -> tuple[int, ...]:
-        """Process ids of which anything has come."""
-        return tuple(sorted(self._processes))
+        """Process ids that ``populated`` has named: those that were there in the freeze."""
+        return tuple(sorted(v for v, one in self._processes.items() if one.there is not None))
 
     def kept(self, vpid: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """(ranges with data, ranges of zeros), of what the process has. ``VerifyFailed`` as
-        ``complete``, also for a page that has not come: CRIU's own images may have it, so only
-        pages that are here are listed."""
+        """(ranges with data, ranges of zeros), of those of ``populated`` that have come: CRIU's
+        own images may have others. ``Aborted(VerifyFailed)`` when nothing is known."""
         process = self._process(vpid)
         if process.there is None:
             message = f"process {vpid}: nothing is known of its memory"

@@ -118,5 +118,3 @@ def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while data := file.read(_PIECE):
             yield data
-
-
