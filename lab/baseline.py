@@ -20,9 +20,7 @@ _DIR = "/run/godwit-baseline"
 _SETUP = f"""
 set -e
 D={_DIR}
-mkdir -p $D/rootfs $D/bundle
-# not `ip netns add`: it mounts over /run/netns, which containerd then cannot clean up
-for n in gwbase gwbase2; do touch $D/$n; unshare --net=$D/$n ip link set lo up; done
+mkdir -p $D/bundle
 mount -t tmpfs -o size=8g tmpfs $D/bundle
 mkdir $D/bundle/rootfs $D/bundle/second
 ctr -n k8s.io images mount --rw "$1" $D/bundle/rootfs >/dev/null
@@ -37,6 +35,12 @@ trap '[ $? = 0 ] || tail -n 20 $D/*.log $D/dump/*.log $D/restore/*.log' EXIT
 export PATH=/opt/godwit/criu:$PATH  # CRIU as Debian builds it, and the node's own tools
 rm -rf $D/img $D/dump $D/restore; mkdir -p $D/img $D/dump $D/restore
 rm -f $D/status; mkfifo $D/status
+# New ones for each round: CRIU's dump leaves the namespace it dumped from closed.
+# Not `ip netns add`: it mounts over /run/netns, which containerd then cannot clean up.
+for n in gwbase gwbase2; do
+  umount {_DIR}/$n 2>/dev/null || true
+  touch {_DIR}/$n; unshare --net={_DIR}/$n ip link set lo up
+done
 sleep 6007 2>/dev/null | $R run -d --bundle $D gwbase 2>&1 | cat >$D/run.log &
 i=0
 until $R exec gwbase redis-cli ping >/dev/null 2>&1; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done

@@ -81,6 +81,7 @@ class Cluster:
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or os.environ.get("GODWIT_TESTBED", "godwit")
+        self._built: set[str] = set()
 
     # -- commands -----------------------------------------------------------------------------
     def argv(self, *words: str) -> list[str]:
@@ -145,15 +146,26 @@ class Cluster:
             LAB_IMAGE: ("lab", None),
         }
 
+    def workload_image(self, directory: str) -> str:
+        """Tag of the image that ``lab/<directory>`` describes; built and loaded once a run."""
+        tag = f"godwit.local/lab-{directory}:{self.name}"
+        if tag not in self._built:
+            self._build(tag, f"lab/{directory}", None)
+            self._built.add(tag)
+        return tag
+
+    def _build(self, tag: str, context: str, target: str | None) -> None:
+        say(f"image {tag}")
+        words = ["image", "build", "-t", tag, "--build-arg", f"BASE_IMAGE={BASE_IMAGE}"]
+        if target:
+            words += ["--target", target]
+        self.run(*words, str(ROOT / context))
+        self.run("image", "load", tag)
+
     def build_images(self) -> None:
         """Build the product's images and the lab's, and give them to every node."""
         for tag, (context, target) in self._images().items():
-            say(f"image {tag}")
-            words = ["image", "build", "-t", tag, "--build-arg", f"BASE_IMAGE={BASE_IMAGE}"]
-            if target:
-                words += ["--target", target]
-            self.run(*words, str(ROOT / context))
-            self.run("image", "load", tag)
+            self._build(tag, context, target)
 
     def install(self) -> None:
         """Install the chart and wait until operator and agents are ready.

@@ -10,12 +10,57 @@ RUNTIME_CLASS = "godwit"
 Manifest = dict[str, Any]
 
 
+def preferring(node: str | None) -> Manifest:
+    """Affinity of a pod that starts on ``node`` and may go elsewhere."""
+    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+    wish = {"weight": 100, "preference": term}
+    wishes = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [wish]}}
+    return {"affinity": wishes} if node else {}
+
+
+def pod(
+    name: str,
+    namespace: str,
+    image: str,
+    *,
+    node: str | None = None,
+    port: int | None = None,
+    volumes: dict[str, Manifest] | None = None,
+    **container: Any,
+) -> Manifest:
+    """A bare pod of one container; Ready when ``port`` is open. ``volumes``: path to source."""
+    named = {path: f"v{number}" for number, path in enumerate(volumes or {})}
+    main = {
+        "name": "main",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "volumeMounts": [{"name": named[path], "mountPath": path} for path in named],
+        **container,
+    }
+    if port:
+        main["readinessProbe"] = {"tcpSocket": {"port": port}, "periodSeconds": 1}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _meta(name, namespace),
+        "spec": {
+            "runtimeClassName": RUNTIME_CLASS,
+            "terminationGracePeriodSeconds": 2,
+            "automountServiceAccountToken": False,
+            "containers": [main],
+            "volumes": [{"name": named[path], **(volumes or {})[path]} for path in named],
+            **preferring(node),
+        },
+    }
+
+
 def redis_pod_spec(*, node: str | None = None, runtime_class: str = RUNTIME_CLASS) -> Manifest:
     """Pod spec of one Redis without persistence; DEBUG POPULATE is allowed to fill it."""
     spec: Manifest = {
         "runtimeClassName": runtime_class,
         "terminationGracePeriodSeconds": 5,
         "automountServiceAccountToken": False,
+        **preferring(node),
         "containers": [
             {
                 "name": "redis",
@@ -32,21 +77,6 @@ def redis_pod_spec(*, node: str | None = None, runtime_class: str = RUNTIME_CLAS
             }
         ],
     }
-    if node:
-        spec["affinity"] = {
-            "nodeAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [
-                    {
-                        "weight": 100,
-                        "preference": {
-                            "matchFields": [
-                                {"key": "metadata.name", "operator": "In", "values": [node]}
-                            ]
-                        },
-                    }
-                ]
-            }
-        }
     return spec
 
 

@@ -1,6 +1,9 @@
 /*
- * Two questions that CRIU 4.2 asks while a process is frozen, answered faster. Linked into the
- * CRIU that Godwit ships (scripts/bundle-criu), without effect unless GODWIT_DIRTY_ONLY is set.
+ * What CRIU 4.2 does differently for Godwit. Linked into the CRIU that Godwit ships
+ * (scripts/bundle-criu); all but the last without effect unless GODWIT_DIRTY_ONLY or
+ * GODWIT_INIT_PID is set.
+ *
+ * GODWIT_DIRTY_ONLY, for a dump: two questions, answered faster.
  *
  * Which pages are there? (PAGEMAP_SCAN, criu/pagemap-cache.c) The agent tracks writes with
  * userfaultfd and has sent all that is clean to the target long before. With one more category
@@ -11,14 +14,28 @@
  * Which connections does the firewall track? (criu/net.c, dump_nf_ct) Twice a walk of the whole
  * machine's table, 10 ms each, also for a namespace that has none of them. When its own count is
  * zero the question becomes one whose answer is empty.
+ *
+ * GODWIT_INIT_PID, for a restore: the number that the container's first process gets on the node.
+ * The runtime was told it long before there was a process (hooks/internal/gate). CRIU names the
+ * number within the new PID namespace only (criu/clone-noasan.c); one more level names both
+ * (clone3(2), set_tid). A number that is taken makes the restore fail.
+ *
+ * Which limits does a process have? (criu/cr-dump.c, dump_task_rlimits) prlimit(2) tells a
+ * process of another user only to CAP_SYS_RESOURCE, which some nodes withhold from root;
+ * /proc/PID/limits says the same to everybody.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <linux/netlink.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -89,4 +106,60 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 			head->nlmsg_type = CTNETLINK_GET_UNCONFIRMED;
 	}
 	return syscall(SYS_sendmsg, fd, message, flags);
+}
+
+static int init_pid(void)
+{
+	const char *text = getenv("GODWIT_INIT_PID");
+	return text ? atoi(text) : 0;
+}
+
+/* The line of limit N is the N-th after the heading (fs/proc/base.c, proc_pid_limits): a name of
+ * 25 columns, then soft and hard limit. */
+static int limit_of(long pid, long resource, struct rlimit64 *limit)
+{
+	char path[64], line[256], soft[32], hard[32];
+	snprintf(path, sizeof(path), "/proc/%ld/limits", pid);
+	FILE *file = fopen(path, "re");
+	if (!file)
+		return -1;
+	int found = 0;
+	for (long at = -1; at <= resource && fgets(line, sizeof(line), file); at++)
+		found = at == resource && strlen(line) > 26 &&
+			sscanf(line + 26, "%31s %31s", soft, hard) == 2;
+	fclose(file);
+	if (!found)
+		return -1;
+	limit->rlim_cur = soft[0] == 'u' ? RLIM64_INFINITY : strtoull(soft, NULL, 10);
+	limit->rlim_max = hard[0] == 'u' ? RLIM64_INFINITY : strtoull(hard, NULL, 10);
+	return 0;
+}
+
+long syscall(long number, ...)
+{
+	static long (*next)(long, ...);
+	va_list list;
+	va_start(list, number);
+	long a = va_arg(list, long), b = va_arg(list, long), c = va_arg(list, long);
+	long d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
+	va_end(list);
+	if (!next)
+		next = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+	pid_t both[2];
+	if (number == SYS_clone3) {
+		struct clone_args *args = (struct clone_args *)a;
+		if ((args->flags & CLONE_NEWPID) && args->set_tid_size == 1 && init_pid()) {
+			both[0] = *(pid_t *)(uintptr_t)args->set_tid;
+			both[1] = init_pid();
+			args->set_tid = (uintptr_t)both;
+			args->set_tid_size = 2;
+		}
+	}
+	long result = next(number, a, b, c, d, e, f);
+	if (result == -1 && errno == EPERM && number == SYS_prlimit64 && !c && d) {
+		result = limit_of(a, b, (struct rlimit64 *)d);
+		if (result)
+			errno = EPERM;
+	}
+	return result;
 }

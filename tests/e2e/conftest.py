@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     handle = Cluster(os.environ.get("GODWIT_TESTBED", "e2e"))
-    handle.up(nodes=3)
+    handle.up(nodes=int(os.environ.get("GODWIT_E2E_NODES", "3")))
     handle.build_images()
     handle.install()
     yield handle

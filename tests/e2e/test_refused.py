@@ -9,7 +9,6 @@ import pytest
 
 from e2e.support import Scene, refused
 from lab import workloads
-from lab.cluster import LAB_IMAGE
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -20,15 +19,6 @@ def _spec(**fields: Any) -> Change:
 
 def _container(**fields: Any) -> Change:
     return lambda pod: pod["spec"]["containers"][0].update(fields)
-
-
-def _second_container(pod: dict[str, Any]) -> None:
-    other = {"name": "second", "image": LAB_IMAGE, "command": ["sleep", "infinity"]}
-    pod["spec"]["containers"].append(other)
-
-
-def _init_container(pod: dict[str, Any]) -> None:
-    pod["spec"]["initContainers"] = [{"name": "init", "image": LAB_IMAGE, "command": ["true"]}]
 
 
 def _host_path(pod: dict[str, Any]) -> None:
@@ -44,9 +34,6 @@ PODS: dict[str, Change] = {
     "HostPID": _spec(hostPID=True),
     "HostIPC": _spec(hostIPC=True),
     "SharedProcessNamespace": _spec(shareProcessNamespace=True),
-    "SeveralContainers": _second_container,
-    "InitContainers": _init_container,
-    "PostStartHook": _container(lifecycle={"postStart": {"exec": {"command": ["true"]}}}),
     "PreStopHTTPHook": _container(lifecycle={"preStop": {"httpGet": {"port": 6379}}}),
     "Terminal": _container(tty=True, stdin=True),
     "HostPort": _container(ports=[{"containerPort": 6379, "hostPort": 16379}]),
@@ -76,13 +63,13 @@ def test_pod_that_cannot_move(scene: Scene, reason: str) -> None:
 
 def test_all_reasons_come_at_once(scene: Scene) -> None:
     pod = workloads.bare_pod("redis", scene.namespace, node=scene.nodes[0])
-    for reason in ("InitContainers", "PostStartHook", "SharedProcessNamespace"):
+    for reason in ("HostPID", "PreStopHTTPHook", "SharedProcessNamespace"):
         PODS[reason](pod)
     scene.cluster.apply(pod)
     scene.cluster.wait_ready("redis", scene.namespace)
     status = scene.migrate("redis", "no-such-node")
     found = {item["reason"] for item in status["obstacles"]}
-    assert {"InitContainers", "PostStartHook", "SharedProcessNamespace", "TargetNotFound"} <= found
+    assert {"HostPID", "PreStopHTTPHook", "SharedProcessNamespace", "TargetNotFound"} <= found
 
 
 def test_daemon_set_pod(scene: Scene) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from godwit_agent.hostops.model import (
+    ONLY_RESTORED,
     Container,
     ContainerFacts,
     Guard,
@@ -23,6 +24,7 @@ from godwit_agent.hostops.model import (
     Link,
     NodeFacts,
     Packet,
+    Plan,
     PodState,
     Restored,
     RoundStats,
@@ -409,7 +411,13 @@ class _Hooks(_Part):
         return tuple(self.node.guard_files.values())
 
     def expect(
-        self, pod_uid: str, migration: str, epoch: int, ip: str, slots: Mapping[str, Slot]
+        self,
+        pod_uid: str,
+        migration: str,
+        epoch: int,
+        ip: str,
+        slots: Mapping[str, Slot],
+        plan: Plan = ONLY_RESTORED,
     ) -> None:
         self.node.do("expect")
         self.node.expected_pods[pod_uid] = migration

@@ -38,6 +38,12 @@ TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 
 EMPTY_DIR = "volumes/kubernetes.io~empty-dir/data"
 
+# containerd's default (oci.WithDefaultUnixCaps)
+_CAPABILITIES = (
+    *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID"),
+    *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+)
+
 _SETUP = """
 set -e
 mount --make-rprivate /
@@ -252,8 +258,8 @@ class Lab:
             node.run("sh", "-c", "cd /tmp && rm -f config.json && runc spec && cat config.json")
         )
         spec["process"].update(args=argv, terminal=False, cwd="/data", rlimits=[])
-        for granted in spec["process"]["capabilities"].values():
-            granted.append("CAP_NET_RAW")  # as containerd's default
+        for kind in ("bounding", "effective", "permitted"):
+            spec["process"]["capabilities"][kind] = [f"CAP_{name}" for name in _CAPABILITIES]
         spec["root"] = {"path": "rootfs", "readonly": False}
         bind = {"type": "bind", "options": ["rbind", "rprivate", "rw"]}
         spec["mounts"] = [one for one in spec["mounts"] if one["destination"] != "/dev/shm"]
@@ -271,8 +277,11 @@ class Lab:
         self._bundle(pod, pod.container_id, "container", spec)
         return directory
 
-    def start(self, pod: Pod, argv: list[str]) -> None:
+    def start(self, pod: Pod, argv: list[str], files: Path | None = None) -> None:
+        """``files``: a directory to put into the container's ``/lab``."""
         directory = self.bundle(pod, argv)
+        if files:
+            shutil.copytree(files, pod.node.layout.local(f"{directory}/rootfs/lab"))
         process = pod.node.popen(
             *("runc", "--root", RUNC_ROOT, "run", "--detach", "--bundle", directory),
             *("--pid-file", f"{directory}/init.pid", pod.container_id),

@@ -7,6 +7,7 @@ hands every byte straight to the target's store.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from godwit_agent.hostops import procs
 from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.copies import HostCopies
 from godwit_agent.hostops.dump import HostDumps, HostGatedDump
@@ -233,8 +235,10 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     marks("images")
     totals = store.complete()
     marks("complete")
+    told = target.pods.find(successor.uid).containers[0].init_pid
     restored = target.restores.restore(store.slots()["main"], 10)
     marks("restore")
+    assert restored.init_pid == told  # what the runtime has taken for the container all the time
     # the commit record would be written here
     scene.b.run("ip", "route", "add", f"{IP}/32", "dev", successor.host_interface)
     scene.a.run("ip", "route", "replace", f"{IP}/32", "via", scene.b.address)
@@ -354,7 +358,7 @@ def test_a_restarted_agent_lets_the_source_go_on(scene: Lab, dumped: bool) -> No
 
 
 def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
-    """The runtime sees an error at once, and the hook says why."""
+    """The runtime has a process from the beginning; it ends, and the hook says why."""
     agent = Agent(scene.b)
     uid = str(uuid.uuid4())
     store = agent.stores.create_target(uid, ("main",), 1 << 20)
@@ -364,10 +368,17 @@ def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
     agent.hooks.expect(successor.uid, uid, 1, IP, store.slots())
     create = scene.create(successor, REDIS)
     assert agent.restores.wait_waiting(slot, 10) == successor.container_id
-    assert agent.pods.find(successor.uid).containers[0].init_pid == 0
+    assert create.wait(10) == 0
+    pid = agent.pods.find(successor.uid).containers[0].init_pid
+    assert successor.container_id in procs.read(pid, "cgroup")
+    placeholder = os.pidfd_open(pid)
     agent.restores.abort(slot)
-    assert create.wait(10) != 0
+    ended, _, _ = select.select([placeholder], [], [], 10)
+    os.close(placeholder)
+    assert ended
     assert agent.restores.find(slot) is None
+    result = scene.b.layout.local(slot.directory) / "result.json"
+    assert agent.hooks.wait(lambda: result.exists() or None, 10)
     with pytest.raises(Aborted):
         agent.restores.wait_waiting(slot, 1)
     store.destroy()

@@ -60,16 +60,29 @@ class Lifecycle(View, frozen=True):
     pre_stop: Hook | None = None
 
 
+class Probe(View, frozen=True):
+    """A probe; only what the kubelet runs inside the container matters to us."""
+
+    exec_: dict[str, Any] | None = msgspec.field(default=None, name="exec")
+
+
 class Container(View, frozen=True):
     """One container of a pod."""
 
     name: str
+    restart_policy: str = ""
+    startup_probe: Probe | None = None
     ports: list[Port] = []
     resources: Resources = Resources()
     lifecycle: Lifecycle = Lifecycle()
     stdin: bool = False
     tty: bool = False
     volume_devices: list[Any] = []
+
+    @property
+    def sidecar(self) -> bool:
+        """Of an init container: whether it goes on running beside the others."""
+        return self.restart_policy == "Always"
 
 
 class Toleration(View, frozen=True):
@@ -109,6 +122,11 @@ class PodSpec(View, frozen=True):
     resource_claims: list[Any] = []
     affinity: dict[str, Any] | None = None
 
+    @property
+    def lasting(self) -> list[Container]:
+        """The containers that run as long as the pod: sidecars and the others."""
+        return [*(one for one in self.init_containers if one.sidecar), *self.containers]
+
 
 class PodCondition(View, frozen=True):
     """A condition of a pod or node."""
@@ -144,6 +162,7 @@ class PodStatus(View, frozen=True):
     host_ip: str = msgspec.field(default="", name="hostIP")
     conditions: list[PodCondition] = []
     container_statuses: list[ContainerStatus] = []
+    init_container_statuses: list[ContainerStatus] = []
     reason: str = ""
     message: str = ""
 

@@ -19,6 +19,7 @@ const help = `godwit-hook is called by others, under these names:
   godwit-runc   by containerd or CRI-O, as the OCI runtime of the handler "godwit"
   criu          by runc, as the gate before the real CRIU
   godwit        by the container runtime, as the last CNI plugin of the handler's chain
+  godwit-keep, godwit-wait, godwit-done   by itself
   godwit-hook version
 See docs/architecture.md for the files it reads and writes.
 `
@@ -28,8 +29,14 @@ func main() {
 	switch filepath.Base(os.Args[0]) {
 	case "godwit-runc":
 		os.Exit(ociruntime.Main(dirs, os.Args))
+	case "godwit-keep":
+		os.Exit(ociruntime.Keep(dirs, os.Args))
 	case "criu":
 		os.Exit(gate.Main(dirs, os.Args))
+	case "godwit-wait":
+		gate.Placeholder()
+	case "godwit-done":
+		return
 	}
 	if os.Getenv("CNI_COMMAND") != "" {
 		os.Exit(cni.Main(dirs))

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,7 +34,7 @@ func Main(dirs state.Dirs, argv []string) int {
 	if directory != "" && len(argv) > 2 && argv[1] == "swrk" {
 		fd, err := strconv.Atoi(argv[2])
 		if err == nil && mustWait(fd) {
-			if err := wait(dirs, directory); err != nil {
+			if err := hold(dirs, directory); err != nil {
 				fmt.Fprintf(os.Stderr, "godwit: %s: %v\n", directory, err)
 				return 1
 			}
@@ -55,6 +57,48 @@ func mustWait(fd int) bool {
 		}
 		return err == nil && n == 2 && head[0] == 0x08 && (head[1] == requestDump || head[1] == requestRestore)
 	}
+}
+
+// hold waits, with a placeholder beside it if somebody wants to know the number of the process
+// that will be restored: the placeholder has it until then.
+func hold(dirs state.Dirs, directory string) error {
+	// the placeholder's death signal belongs to the thread that started it
+	runtime.LockOSThread()
+	place, err := newPlaceholder(directory)
+	if err != nil {
+		return err
+	}
+	if err := wait(dirs, directory); err != nil {
+		return err // the placeholder ends after us, so that the runtime hears of it
+	}
+	if place == nil {
+		return nil
+	}
+	_ = place.Process.Kill()
+	_ = place.Wait()
+	return os.Setenv("GODWIT_INIT_PID", strconv.Itoa(place.Process.Pid)) // criu-shim.c
+}
+
+// newPlaceholder is a process in the container's cgroup; nil when nobody asks for it.
+func newPlaceholder(directory string) (*exec.Cmd, error) {
+	path := filepath.Join(directory, "placeholder")
+	asked, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil
+	}
+	defer asked.Close()
+	place := exec.Command("/proc/self/exe")
+	place.Args[0] = "godwit-wait"
+	place.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := place.Start(); err != nil {
+		return nil, err
+	}
+	number := []byte(strconv.Itoa(place.Process.Pid))
+	if err := os.WriteFile(path+".pid", number, 0o600); err != nil {
+		return nil, err
+	}
+	_, err = asked.Write(append(number, '\n'))
+	return place, err
 }
 
 func wait(dirs state.Dirs, directory string) error {
@@ -100,4 +144,11 @@ func environment(dirs state.Dirs, from []string) []string {
 		}
 	}
 	return kept
+}
+
+// Placeholder runs as `godwit-wait`: it is there until it is killed.
+func Placeholder() {
+	for {
+		_ = syscall.Pause()
+	}
 }

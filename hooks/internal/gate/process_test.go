@@ -15,6 +15,9 @@ import (
 
 // TestMain lets the test binary be the gate: it becomes the real CRIU, so it must be a process.
 func TestMain(m *testing.M) {
+	if os.Args[0] == "godwit-wait" {
+		Placeholder()
+	}
 	if os.Getenv("GODWIT_TEST_GATE") != "" {
 		os.Exit(Main(state.Default(), append([]string{"criu"}, os.Args[1:]...)))
 	}
@@ -224,5 +227,58 @@ func TestEnvironmentFindsOurToolsFirst(t *testing.T) {
 	got := environment(state.Dirs{Opt: "/o"}, []string{"PATH=/o/gate:/usr/bin:/bin", "GODWIT_GATE=/g", "CRIU_CONFIG_FILE=/c"})
 	if want := "PATH=/o/criu/bin:/usr/bin:/bin CRIU_CONFIG_FILE=/c"; strings.Join(got, " ") != want {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestPlaceholderHasTheNumberUntilTheGateOpens: CRIU is told the number, and it is free then.
+func TestPlaceholderHasTheNumberUntilTheGateOpens(t *testing.T) {
+	for _, test := range []struct {
+		name, word string
+		passed     bool
+	}{{"go", "g", true}, {"no", "x", false}} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newCall(t)
+			script := "#!/bin/sh\necho \"$GODWIT_INIT_PID $(test -e /proc/$GODWIT_INIT_PID && echo taken)\"\nexit 5\n"
+			if err := os.WriteFile(filepath.Join(c.dirs.Opt, "criu", "criu"), []byte(script), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			path := c.fifo()
+			asked := filepath.Join(c.directory, "placeholder")
+			if err := syscall.Mkfifo(asked, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			fifo, err := os.OpenFile(asked, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer fifo.Close()
+			c.start(c.directory, []byte{8, requestRestore, 0x10, 0})
+			var number int
+			if _, err := fmt.Fscan(fifo, &number); err != nil {
+				t.Fatal(err)
+			}
+			if noted, _ := os.ReadFile(asked + ".pid"); string(noted) != fmt.Sprint(number) {
+				t.Errorf("noted %q, told %d", noted, number)
+			}
+			if err := syscall.Kill(number, 0); err != nil {
+				t.Errorf("process %d: %v", number, err)
+			}
+			// Opening for writing returns when the gate has been opened for reading.
+			gate, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := gate.WriteString(test.word); err != nil {
+				t.Fatal(err)
+			}
+			gate.Close()
+			code, out := c.end()
+			if test.passed && (code != 5 || out != fmt.Sprintf("%d \n", number)) {
+				t.Errorf("exit %d, %q, want %d", code, out, number)
+			}
+			if !test.passed && (code != 1 || out != "") {
+				t.Errorf("exit %d, %q", code, out)
+			}
+		})
 	}
 }

@@ -35,13 +35,14 @@ type Command struct {
 	Name       string   // "" when there is none
 	Options    []string // options after the command, as they are
 	Positional []string // container id first, for most
+	arguments  []string // all of it
 	values     map[string]string
 }
 
 // Parse takes runc's arguments (without argv[0]) apart; it knows no errors: what
 // it does not understand is passed on unchanged.
 func Parse(arguments []string) Command {
-	parsed := Command{values: map[string]string{}}
+	parsed := Command{arguments: arguments, values: map[string]string{}}
 	for i := 0; i < len(arguments); i++ {
 		word := arguments[i]
 		if parsed.Name == "" && commands[word] {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,10 +71,22 @@ func TestParseKeepsWhatItPassesOn(t *testing.T) {
 
 func bundleOrNone(call Command) string { return call.Value("bundle", "b") }
 
-// TestMain lets the test binary be the wrapper: it execs, so it must be a process of its own.
+// TestMain lets the test binary be the wrapper: it execs, so it must be a process of its own. It
+// is what the wrapper starts of itself, too.
 func TestMain(m *testing.M) {
+	switch filepath.Base(os.Args[0]) {
+	case "godwit-keep":
+		os.Exit(Keep(state.Default(), os.Args))
+	case "godwit-done":
+		os.Exit(0)
+	}
 	if os.Getenv("GODWIT_TEST_WRAPPER") != "" {
 		os.Exit(Main(state.Default(), append([]string{"godwit-runc"}, os.Args[1:]...)))
+	}
+	// The tests are the shim: orphans come to them.
+	const prSetChildSubreaper = 36
+	if _, _, err := syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0); err != 0 {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -111,8 +124,16 @@ func (w world) call(words ...string) (int, string) {
 	w.t.Helper()
 	command := exec.Command(os.Args[0], append([]string{"--log", w.log}, words...)...)
 	command.Env = append(os.Environ(), "GODWIT_TEST_WRAPPER=1", "GODWIT_RUN_DIR="+w.dirs.Run, "GODWIT_OPT_DIR="+w.dirs.Opt)
-	out, _ := command.Output()
-	return command.ProcessState.ExitCode(), string(out)
+	// a file: what it starts in the background would hold a pipe open
+	path := filepath.Join(w.t.TempDir(), "out")
+	out, err := os.Create(path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer out.Close()
+	command.Stdout = out
+	_ = command.Run()
+	return command.ProcessState.ExitCode(), w.read(path)
 }
 
 func (w world) calls() string {
@@ -210,7 +231,7 @@ func TestSuccessorIsRestoredOnce(t *testing.T) {
 
 func TestStateOfARestoredContainer(t *testing.T) {
 	w := newWorld(t)
-	if err := w.dirs.MarkRestored("id"); err != nil {
+	if err := w.dirs.MarkRestored("id", nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, out := w.call("state", "id"); !strings.Contains(out, `"created"`) {

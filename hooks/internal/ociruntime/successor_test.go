@@ -203,7 +203,7 @@ func TestStartAndStateOfOrdinaryContainers(t *testing.T) {
 
 func TestStateBeforeStartKeepsTheRest(t *testing.T) {
 	w := newWorld(t)
-	if err := w.dirs.MarkRestored("id"); err != nil {
+	if err := w.dirs.MarkRestored("id", nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {

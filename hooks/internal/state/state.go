@@ -49,6 +49,10 @@ type Container struct {
 	Dir    string `json:"dir"`
 	Images string `json:"images"`
 	Work   string `json:"work"`
+	// PostStart is the command of its postStart hook, which has run long ago.
+	PostStart []string `json:"post_start"`
+	// Startup is the command of its startup probe, which has passed long ago.
+	Startup []string `json:"startup"`
 }
 
 // Expect says that a pod is a successor.
@@ -58,6 +62,8 @@ type Expect struct {
 	IP         string               `json:"ip"`
 	Door       bool                 `json:"door"`
 	Containers map[string]Container `json:"containers"`
+	// Done are init containers: what they had to do they have done on the source.
+	Done []string `json:"done"`
 }
 
 // Network is what CNI ADD gave a successor.
@@ -143,42 +149,6 @@ func (d Dirs) Claim(container Container, containerID string) error {
 // WriteResult records how the restore ended.
 func (d Dirs) WriteResult(container Container, result Result) error {
 	return d.write(filepath.Join(container.Dir, "result.json"), result)
-}
-
-// MarkRestored makes start a no-op for a container.
-func (d Dirs) MarkRestored(containerID string) error {
-	if err := os.MkdirAll(filepath.Join(d.Run, "restored"), 0o700); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(d.Run, "restored", containerID), nil, 0o600)
-}
-
-// Restored tells whether a container was restored rather than created.
-func (d Dirs) Restored(containerID string) bool {
-	if !Safe(containerID) {
-		return false
-	}
-	_, err := os.Lstat(filepath.Join(d.Run, "restored", containerID))
-	return err == nil
-}
-
-// Forget removes the mark of a container that is deleted.
-func (d Dirs) Forget(containerID string) {
-	if Safe(containerID) {
-		_ = os.Remove(filepath.Join(d.Run, "restored", containerID))
-		_ = os.Remove(filepath.Join(d.Run, "restored", containerID+".started"))
-	}
-}
-
-// MarkStarted notes that start has been called for a restored container.
-func (d Dirs) MarkStarted(containerID string) {
-	_ = os.WriteFile(filepath.Join(d.Run, "restored", containerID+".started"), nil, 0o600)
-}
-
-// Started tells whether start has been called for a restored container.
-func (d Dirs) Started(containerID string) bool {
-	_, err := os.Lstat(filepath.Join(d.Run, "restored", containerID+".started"))
-	return err == nil
 }
 
 // HeldAddresses lists the addresses that must not be reissued.

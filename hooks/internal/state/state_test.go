@@ -99,7 +99,7 @@ func TestRestoredMarks(t *testing.T) {
 	if dirs.Restored("c") {
 		t.Error("restored before it was marked")
 	}
-	if err := dirs.MarkRestored("c"); err != nil {
+	if err := dirs.MarkRestored("c", nil); err != nil {
 		t.Fatal(err)
 	}
 	if !dirs.Restored("c") || dirs.Started("c") {

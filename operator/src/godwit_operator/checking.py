@@ -93,21 +93,23 @@ def _host(pod: Pod) -> Iterator[ObstacleView]:
 
 def _containers(pod: Pod) -> Iterator[ObstacleView]:
     spec = pod.spec
-    if len(spec.containers) > 1:
-        names = ", ".join(container.name for container in spec.containers)
+    resting = {
+        status.name
+        for status in (*pod.status.init_container_statuses, *pod.status.container_statuses)
+        if status.state.running is None
+    }
+    ended = [container.name for container in spec.lasting if container.name in resting]
+    if pod.status.phase == "Running" and ended:
         yield obstacle(
-            Reason.SEVERAL_CONTAINERS, f"Several containers ({names}); so far one is supported"
-        )
-    if spec.init_containers:
-        names = ", ".join(container.name for container in spec.init_containers)
-        yield obstacle(
-            Reason.INIT_CONTAINERS, f"Init containers ({names}) would run again on the target"
+            Reason.CONTAINER_NOT_RUNNING,
+            f"Containers that do not run ({', '.join(ended)}) would start again on the target; "
+            "wait until they run, or remove them from the pod template",
         )
     if spec.ephemeral_containers:
         yield obstacle(
             Reason.EPHEMERAL_CONTAINERS, "Ephemeral containers (kubectl debug) cannot move"
         )
-    for container in spec.containers:
+    for container in spec.lasting:
         yield from _container(container)
 
 
@@ -118,9 +120,12 @@ def _container(container: Container) -> Iterator[ObstacleView]:
             yield obstacle(
                 Reason.HOST_PORT, f"Container {name}: hostPort {port.host_port} is the node's"
             )
-    if container.lifecycle.post_start is not None:
+    start = container.lifecycle.post_start
+    if start is not None and (start.http_get is not None or start.tcp_socket is not None):
         yield obstacle(
-            Reason.POST_START_HOOK, f"Container {name}: postStart would run again on the target"
+            Reason.POST_START_HTTP_HOOK,
+            f"Container {name}: the target's kubelet would call the postStart hook again; exec "
+            "hooks are held back, httpGet and tcpSocket hooks cannot be",
         )
     stop = container.lifecycle.pre_stop
     if stop is not None and (stop.http_get is not None or stop.tcp_socket is not None):

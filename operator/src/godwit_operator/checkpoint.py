@@ -80,9 +80,15 @@ def obstacle_of(pod: Object | None, name: str) -> Rejected | None:
         return Rejected(Reason.POD_TERMINATING, f"Pod {name} is being deleted")
     if pod.get("status", {}).get("phase") != "Running" or not pod["status"].get("podIP"):
         return Rejected(Reason.POD_NOT_RUNNING, f"Pod {name} does not run")
-    if len(pod["spec"]["containers"]) != 1:
-        message = "Checkpoints of pods with several containers are not written yet"
-        return Rejected(Reason.SEVERAL_CONTAINERS, message)
+    spec = pod["spec"]
+    (container, *others) = spec["containers"]
+    started = (container.get("lifecycle") or {}).get("postStart") or container.get("startupProbe")
+    if others or spec.get("initContainers") or started:
+        message = (
+            "Checkpoints are written of pods with one container, without init containers, "
+            "startup probe and postStart hook"
+        )
+        return Rejected(Reason.NOT_CHECKPOINTABLE, message)
     return None
 
 

@@ -20,13 +20,13 @@ from godwit_operator.bridge import Bridge
 from godwit_operator.handover import Handover
 from godwit_operator.inspection import Facts, Inspection
 from godwit_operator.kube import NODES, PODS, KubeApi, find
-from godwit_operator.messages import pod_ref, reference, successor_ref
+from godwit_operator.messages import pod_ref, reference
 from godwit_operator.plan import Committed, Done, Failed, Result
 from godwit_operator.quantity import number
 from godwit_operator.queue import Queue
 from godwit_operator.status import Learned, seconds
 from godwit_operator.steps import Step
-from godwit_operator.successor import await_gate, mark_moved
+from godwit_operator.successor import await_gate, expectation, mark_moved
 
 Report = Callable[[Learned], Awaitable[None]]
 Answer = tuple[Result, Learned]
@@ -138,8 +138,10 @@ class Effects:
                 await (await self._source()).guard(request)
                 return Done(), Learned(note={"guarded": True})
             case Step.EXPECT_POD:
-                expect = pb.ExpectPodRequest(migration=self._ref, pod=successor_ref(migration))
-                await (await self._target()).expect_pod(expect)
+                pod = await self._handover.successor()
+                if pod is None:
+                    raise Aborted(Reason.SUCCESSOR_FAILED, "The successor was deleted")
+                await (await self._target()).expect_pod(expectation(migration, pod))
                 return Done(), Learned(note={"expected": True})
             case _:
                 await await_gate(

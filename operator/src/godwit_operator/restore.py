@@ -171,7 +171,11 @@ class RestoreDriver:
         request = pb.AbortTargetRequest(migration=reference(self._item))
         try:
             agent = await self._ports.agents.agent(status["node"])
-            await patiently(lambda: agent.abort_target(request), 30.0)
+            try:
+                await patiently(lambda: agent.abort_target(request), 30.0)
+            except Rejected:  # it ran when we lost sight of it
+                over_there = pb.FinishTargetRequest(migration=reference(self._item))
+                await patiently(lambda: agent.finish_target(over_there), 30.0)
         except GodwitError as failure:
             log.warning("restore not cleaned up", extra={"cause": str(failure)})
 

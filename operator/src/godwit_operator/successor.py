@@ -8,11 +8,12 @@ import time
 from godwit_api.errors import Aborted, Retryable
 from godwit_api.migration import ADDRESS_ANNOTATION, HOME_NODE_ANNOTATION, PodMigration
 from godwit_api.pb import agent_pb2 as pb
-from godwit_api.pods import Pod
+from godwit_api.pods import Hook, Pod, Probe
 from godwit_api.reasons import Reason
 from godwit_operator.agents import Agent
 from godwit_operator.handover import Handover
 from godwit_operator.kube import PODS, ConflictError, KubeApi, NotFoundError
+from godwit_operator.messages import reference, successor_ref
 
 _POLL_SECONDS = 0.2
 _UNSCHEDULABLE_SECONDS = 10.0
@@ -37,12 +38,35 @@ def hopeless(pod: Pod | None) -> Aborted | None:
     if pod.finished:
         text = pod.status.message or pod.status.reason or pod.status.phase
         return Aborted(Reason.SUCCESSOR_FAILED, f"The successor has ended: {text}")
-    for status in pod.status.container_statuses:
+    for status in (*pod.status.init_container_statuses, *pod.status.container_statuses):
         waiting = status.state.waiting or {}
         if waiting.get("reason") in _HOPELESS:
             text = f"{waiting['reason']}: {waiting.get('message', '')}"
             return Aborted(Reason.SUCCESSOR_FAILED, f"Container {status.name}: {text}")
     return None
+
+
+def expectation(migration: PodMigration, pod: Pod) -> pb.ExpectPodRequest:
+    """What the target agent must know of the successor. Pure."""
+    commands = [
+        pb.Commands(
+            container=one.name,
+            post_start=_command(one.lifecycle.post_start),
+            startup=_command(one.startup_probe),
+        )
+        for one in pod.spec.lasting
+        if one.lifecycle.post_start or one.startup_probe
+    ]
+    return pb.ExpectPodRequest(
+        migration=reference(migration),
+        pod=successor_ref(migration),
+        commands=commands,
+        done=[one.name for one in pod.spec.init_containers if not one.sidecar],
+    )
+
+
+def _command(handler: Hook | Probe | None) -> list[str]:
+    return list((handler.exec_ or {}).get("command", ())) if handler else []
 
 
 def unschedulable(pod: Pod) -> str | None:

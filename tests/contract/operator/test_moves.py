@@ -241,7 +241,7 @@ async def test_refused_with_all_reasons(scene: Scene) -> None:
         "spec": {
             "hostNetwork": True,
             "shareProcessNamespace": True,
-            "containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "x"}],
+            "containers": [{"name": "a", "image": "x", "tty": True}],
         },
     }
     await scene.api.create(PODS, scene.namespace, body)
@@ -253,7 +253,7 @@ async def test_refused_with_all_reasons(scene: Scene) -> None:
         "WrongRuntimeClass",
         "HostNetwork",
         "SharedProcessNamespace",
-        "SeveralContainers",
+        "Terminal",
         "TargetNotFound",
     }
     checked = next(c for c in status["conditions"] if c["type"] == "Checked")

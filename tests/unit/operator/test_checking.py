@@ -73,17 +73,29 @@ REFUSED: list[tuple[str, Object, Reason]] = [
     ("user namespace", pod(spec__hostUsers=False), Reason.USER_NAMESPACE),
     ("claims", pod(spec__resourceClaims=[{"name": "gpu"}]), Reason.DEVICE),
     (
-        "containers",
-        pod(spec__containers=[{"name": "a"}, {"name": "b"}]),
-        Reason.SEVERAL_CONTAINERS,
+        "container that has ended",
+        pod(status__containerStatuses=[{"name": "c", "state": {"terminated": {"exitCode": 0}}}]),
+        Reason.CONTAINER_NOT_RUNNING,
     ),
-    ("init containers", pod(spec__initContainers=[{"name": "i"}]), Reason.INIT_CONTAINERS),
+    (
+        "sidecar that restarts",
+        pod(
+            spec__initContainers=[{"name": "s", "restartPolicy": "Always"}],
+            status__initContainerStatuses=[{"name": "s", "state": {"waiting": {}}}],
+        ),
+        Reason.CONTAINER_NOT_RUNNING,
+    ),
+    (
+        "sidecar with a terminal",
+        pod(spec__initContainers=[{"name": "s", "restartPolicy": "Always", "tty": True}]),
+        Reason.TERMINAL,
+    ),
     ("debug", pod(spec__ephemeralContainers=[{"name": "d"}]), Reason.EPHEMERAL_CONTAINERS),
     ("host port", container(ports=[{"containerPort": 1, "hostPort": 2}]), Reason.HOST_PORT),
     (
-        "postStart",
-        container(lifecycle={"postStart": {"exec": {"command": ["x"]}}}),
-        Reason.POST_START_HOOK,
+        "postStart http",
+        container(lifecycle={"postStart": {"httpGet": {"port": 1}}}),
+        Reason.POST_START_HTTP_HOOK,
     ),
     (
         "preStop http",
@@ -137,6 +149,15 @@ def test_refused(body: Object, reason: Reason) -> None:
         volume(projected={}),
         volume(persistentVolumeClaim={"claimName": "rwx"}),
         container(lifecycle={"preStop": {"exec": {"command": ["x"]}}}),
+        container(lifecycle={"postStart": {"exec": {"command": ["x"]}}}),
+        pod(spec__containers=[{"name": "a"}, {"name": "b"}]),
+        pod(
+            spec__initContainers=[{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+            status__initContainerStatuses=[
+                {"name": "i", "state": {"terminated": {"exitCode": 0}}},
+                {"name": "s", "state": {"running": {}}},
+            ],
+        ),
     ],
 )
 def test_accepted(body: Object) -> None:

@@ -575,25 +575,68 @@ class ExpectPodRequest(_message.Message):
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     POD_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
     def pod(self) -> Global___PodRef:
         """uid is the successor's"""
 
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Commands]:
+        """of containers that have any"""
+
+    @_builtins.property
+    def done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """init containers: they end at once, and do nothing"""
+
     def __init__(
         self,
         *,
         migration: Global___MigrationRef | None = ...,
         pod: Global___PodRef | None = ...,
+        commands: _abc.Iterable[Global___Commands] | None = ...,
+        done: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "done", b"done", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExpectPodRequest: _TypeAlias = ExpectPodRequest  # noqa: Y015
+
+@_typing.final
+class Commands(_message.Message):
+    """What the kubelet runs in a container that starts. In a restored one it has been run before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    POST_START_FIELD_NUMBER: _builtins.int
+    STARTUP_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    @_builtins.property
+    def post_start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def startup(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """probe; answered while the container waits"""
+
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+        post_start: _abc.Iterable[_builtins.str] | None = ...,
+        startup: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "post_start", b"post_start", "startup", b"startup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Commands: _TypeAlias = Commands  # noqa: Y015
 
 @_typing.final
 class ExpectPodResponse(_message.Message):
@@ -612,7 +655,7 @@ Global___ExpectPodResponse: _TypeAlias = ExpectPodResponse  # noqa: Y015
 
 @_typing.final
 class AwaitGateRequest(_message.Message):
-    """Target: returns when the successor's first restore waits at the gate."""
+    """Target: returns when the restores of all containers wait at their gates."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent.app.stopwatch import Stopwatch
-from godwit_agent.hostops.model import Packet, Restored, Slot, SuccessorNetwork
+from godwit_agent.hostops.model import Packet, Plan, Restored, Slot, SuccessorNetwork
 from godwit_agent.hostops.ports import HeldConnections, Host, PodNetwork, TargetStore
-from godwit_api.errors import Aborted, Retryable, Unsafe
+from godwit_api.errors import Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _DRAIN_TIMEOUT_S = 5.0
@@ -58,18 +59,18 @@ class Arriving:
 
     # successor
 
-    def expect(self, successor_uid: str) -> None:
+    def expect(self, successor_uid: str, plan: Plan) -> None:
         """The hook knows the successor from now on: it restores, or it does not start."""
         slots = self._require_store().slots()
-        self._host.hooks.expect(successor_uid, self._uid, self._epoch, self._ip, slots)
+        self._host.hooks.expect(successor_uid, self._uid, self._epoch, self._ip, slots, plan)
         self._successor = successor_uid
 
     def await_gate(self, timeout_s: float) -> str | None:
-        """The successor's native address once a restore waits; None when none does in time."""
+        """The successor's native address once all restores wait; None when not all do in time."""
 
         def look() -> str | None:
             network = self._host.hooks.network(self._successor)
-            waiting = network and any(self._waits(slot) for slot in self._slots())
+            waiting = network and all(self._waits(slot) for slot in self._slots())
             return network.native_ip if network and waiting else None
 
         return self._host.hooks.wait(look, timeout_s)
@@ -95,15 +96,18 @@ class Arriving:
         if self._connections:
             with watch.part("connections"):
                 self._connections.renew()
-        pending = dict(store.slots())
-        while pending:
-            with watch.part("wait_gate"):
-                name = self._next_waiting(pending, deadline, first=not self._restored)
-            if self._restored:
-                store.bind(self._host.pods.find(self._successor))
-            with watch.part(f"criu_{name}"):
-                left = max(deadline - time.monotonic(), 0.01)
-                self._restored[name] = self._host.restores.restore(pending.pop(name), left)
+
+        def one(slot: Slot) -> Restored:
+            with watch.part(f"criu_{slot.container}"):
+                return self._host.restores.restore(slot, max(deadline - time.monotonic(), 0.01))
+
+        slots = self._slots()
+        with ThreadPoolExecutor(len(slots), thread_name_prefix="restore") as workers:
+            tasks = [workers.submit(one, slot) for slot in slots]
+        # all have ended, so that nothing comes to life behind a failure
+        for task in tasks:
+            restored = task.result()
+            self._restored[restored.container] = restored
         return sum(len(restored.pids) for restored in self._restored.values())
 
     def take_route(self) -> None:
@@ -165,19 +169,6 @@ class Arriving:
     def holds_copy(self) -> bool:
         """Whether any restored task exists, also one that an earlier process had made."""
         return bool(self._restored) or any(self._host.restores.find(s) for s in self._slots())
-
-    def _next_waiting(self, pending: dict[str, Slot], deadline: float, *, first: bool) -> str:
-        if first and len(pending) == 1:
-            return next(iter(pending))  # AwaitGate saw it
-
-        def look() -> str | None:
-            return next((name for name, slot in pending.items() if self._waits(slot)), None)
-
-        name = self._host.hooks.wait(look, max(deadline - time.monotonic(), 0.01))
-        if name is None:
-            message = f"no restore of {', '.join(pending)} came to its gate"
-            raise Aborted(Reason.RESTORE_FAILED, message)
-        return name
 
     def _waits(self, slot: Slot) -> bool:
         try:

@@ -32,7 +32,7 @@ from godwit_agent.archive import contents
 from godwit_agent.hostops.archives import Archives
 from godwit_agent.hostops.ports import Host
 from godwit_agent.hostops.spool import Spool
-from godwit_api.errors import Rejected, Retryable
+from godwit_api.errors import Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _FREEZE_TIMEOUT_S = 10.0
@@ -92,7 +92,7 @@ class Checkpointer:
         Whatever fails, the pod runs on as it was; a repeated call starts over.
         """
         if self._archives.exists(pod.namespace, plan.archive):
-            return self._written(migration, pod.namespace, plan)
+            return self._written(migration, pod, plan)
         session = self._sessions.of_call(migration, pod, self._here)
         with session.busy("Checkpoint", deadline - 1.0):
             if session.journal.terminal or session.journal.has(Step.SWITCHING):
@@ -100,6 +100,8 @@ class Checkpointer:
             try:
                 self._require_room(session)
                 return self._run(session, plan, deadline, active)
+            except Unsafe:
+                raise  # hands off: the guard stays, a person decides
             except BaseException:
                 self._end(session)
                 raise
@@ -201,14 +203,19 @@ class Checkpointer:
             watchdog.decide(lambda: None)
         return begin
 
-    def _written(self, migration: Migration, namespace: str, plan: Plan) -> Checkpoint:
+    def _written(self, migration: Migration, pod: Pod, plan: Plan) -> Checkpoint:
         """Ours, from an earlier call, or somebody else's."""
+        namespace = pod.namespace
         with self._archives.read(namespace, plan.archive) as file:
             about = contents.verify(file, plan.key)
             size = file.tell()
         if about.get("uid") != migration.uid:
             message = f"there is an archive {namespace}/{plan.archive} already"
             raise Rejected(Reason.ARCHIVE_EXISTS, message)
+        journal = self._sessions.of_call(migration, pod, None).journal
+        if not plan.leave_running and not journal.has(Step.RUNNING):
+            message = "the archive is complete, but the pod has run on since: take another one"
+            raise Rejected(Reason.WRONG_STEP, message)
         return Checkpoint(size, 0, int(about["freezeMicroseconds"]), {})
 
     def _pack(
@@ -249,7 +256,7 @@ class Checkpointer:
             raise Rejected(first.reason, "; ".join(one.message for one in found.obstacles))
         if len(session.processes.state.containers) != 1:
             message = "checkpoints of pods with several containers are not written yet"
-            raise Rejected(Reason.SEVERAL_CONTAINERS, message)
+            raise Rejected(Reason.NOT_CHECKPOINTABLE, message)
         needed = sum(one.memory_bytes + one.files_bytes for one in found.containers)
         available = self._host.probe.facts().memory_available_bytes
         if available and needed * 5 // 4 > available:

@@ -19,7 +19,7 @@ from godwit_agent.app.target import Target
 from godwit_agent.archive import contents
 from godwit_agent.hostops.archives import Archives
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import NodeFacts, Tracking
+from godwit_agent.hostops.model import ONLY_RESTORED, NodeFacts, Tracking
 from godwit_agent.hostops.ports import Host
 from godwit_api.errors import GodwitError, Rejected
 from godwit_api.reasons import Reason
@@ -67,7 +67,7 @@ class Restorer:
         text = options.read_text()
         if _TCP_CLOSE not in text:
             options.write_text(text + _TCP_CLOSE)
-        self._target.expect(migration, pod)
+        self._target.expect(migration, pod, ONLY_RESTORED)
 
     def complete(self, migration: Migration, *, deadline: float, active: Callable[[], bool]) -> Ran:
         """Waits for the pod to come to its gate, restores it, lets it run."""
@@ -78,7 +78,7 @@ class Restorer:
             begin = time.monotonic()
             restored = self._target.restore(migration, here, deadline - 2.0)
             ran = self._target.run(migration, here)
-        except GodwitError as error:
+        except (GodwitError, OSError) as error:
             log.warning("restore failed", uid=migration.uid, error=error)
             self._target.abort_restore(migration, here)
             raise

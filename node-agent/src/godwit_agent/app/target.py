@@ -22,7 +22,7 @@ from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory, Ran, Restored
 from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
-from godwit_agent.hostops.model import NodeFacts, Obstacle
+from godwit_agent.hostops.model import NodeFacts, Obstacle, Plan
 from godwit_agent.hostops.ports import Host
 from godwit_api.errors import Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -95,7 +95,7 @@ class Target:
             raise Rejected(Reason.WRONG_STEP, "this attempt is over")
         return session.pod.sink(session.packet)
 
-    def expect(self, migration: Migration, successor: Pod) -> None:
+    def expect(self, migration: Migration, successor: Pod, plan: Plan) -> None:
         """From now on this pod restores or does not start."""
         session = self._session(migration.uid, migration.epoch, current=True)
         with session.busy("ExpectPod"):
@@ -105,11 +105,11 @@ class Target:
             _require_open(session)
             if record is None:
                 session.journal.append(Step.EXPECTED, {"pod": successor.to_json()})
-            session.pod.expect(successor.uid)
+            session.pod.expect(successor.uid, plan)
             log.info("successor expected", **_keys(session), pod=successor.name)
 
     def await_gate(self, migration: Migration, deadline: float, active: Callable[[], bool]) -> str:
-        """The successor's native address once its first restore waits at the gate."""
+        """The successor's native address once its restores wait at their gates."""
         session = self._session(migration.uid, migration.epoch, current=True)
         if not session.journal.has(Step.EXPECTED):
             raise Rejected(Reason.WRONG_STEP, "no successor is expected yet")

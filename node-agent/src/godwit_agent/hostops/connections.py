@@ -74,6 +74,7 @@ class HeldConnections:
         self._nft = Nft(host)
         self._news = host.call(_subscribed)
         self._requests = host.call(_netlink)
+        self._requests_id = self._requests.getsockname()[0]
         self._ready = {entry: _messages(entry) for entry in self._list()}
         self._guarded = False
         self._hold(self._ready)
@@ -85,7 +86,7 @@ class HeldConnections:
         ready, self._ready = self._ready, {}
         kept = lost = 0
         try:
-            late = {entry: _messages(entry) for entry in self._late() if entry not in self._ready}
+            late = {entry: _messages(entry) for entry in self._late()}
             self._hold(late)
             ready |= late
         except (GodwitError, OSError):
@@ -102,12 +103,14 @@ class HeldConnections:
 
     def close(self) -> None:
         """Lets go of everything; what was renewed stays."""
-        if self._guarded:
-            self._nft.run(_remove(self._table))
-        self._nft.close()
-        self._news.close()
-        self._requests.close()
-        self._host.close()
+        try:
+            if self._guarded:
+                self._nft.run(_remove(self._table))
+        finally:
+            self._nft.close()
+            self._news.close()
+            self._requests.close()
+            self._host.close()
 
     def _list(self) -> Iterator[Entry]:
         """A busy node has tens of thousands of entries, most of them closed: they are looked at
@@ -126,7 +129,8 @@ class HeldConnections:
         with contextlib.suppress(OSError):  # at the end EAGAIN
             while True:
                 for _, message in _split(self._news.recv(_BUFFER_BYTES)):
-                    if self._address.packed in message:
+                    sender = struct.unpack_from("=I", message, 12)[0]
+                    if sender != self._requests_id and self._address.packed in message:
                         self._requests.send(get_request(self._family, message))
                         for kind, now in _split(self._requests.recv(_BUFFER_BYTES)):
                             if kind not in (_DONE, _ERROR):

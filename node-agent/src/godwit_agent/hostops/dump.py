@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from godwit_agent.hostops import procs, repair, survive
+from godwit_agent.hostops import procs, repair, survive, watches
 from godwit_agent.hostops.cgroups import guard_paths
 from godwit_agent.hostops.gate import Gate
 from godwit_agent.hostops.layout import Layout
@@ -29,6 +29,7 @@ from godwit_agent.hostops.model import Container, HostPath
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.ports import Hooks
 from godwit_agent.hostops.shadow import write_shadow
+from godwit_agent.memory import timers
 from godwit_api.errors import Aborted, Unsafe
 from godwit_api.reasons import Reason
 
@@ -38,6 +39,7 @@ _COMMAND = struct.Struct("<I4xQQQ")
 _FLUSH_AND_CLOSE, _NONSENSE = 0x1023, 0x63
 _OPTIONS = "network-lock skip\nghost-limit 268435456\n"
 _ERROR = re.compile(r"^.*\bError \(.*$", re.MULTILINE)
+_SPACE = re.compile(r"[\s\"'#]")
 _KILL_TIMEOUT_S = 5.0
 
 
@@ -121,7 +123,8 @@ class HostGatedDump:
     def images(self) -> Iterator[tuple[str, bytes]]:
         for path in sorted((self._path / "images").iterdir()):
             if path.is_file() and not path.is_symlink():
-                yield path.name, path.read_bytes()
+                content = path.read_bytes()
+                yield path.name, timers.mend(content) if path.name == timers.FILES else content
 
     def reject(self, timeout_s: float = 5.0) -> None:
         if not self._opened:
@@ -191,7 +194,7 @@ class HostDumps:
         shutil.rmtree(path, ignore_errors=True)
         for name in ("images", "work", "runc"):
             (path / name).mkdir(mode=0o700, parents=True)
-        (path / "criu.conf").write_text(_OPTIONS)
+        (path / "criu.conf").write_text(_OPTIONS + _watched(container))
         Gate(path).make()
         write_shadow(self._layout, container, guard_paths(container), path / "runc")
         return HostGatedDump(self._layout, self._hooks, container, directory)
@@ -227,6 +230,15 @@ class HostDumps:
             thread.call(lambda: say(command))
             thread.close()
             time.sleep(0.02)
+
+
+def _watched(container: Container) -> str:
+    """Where CRIU finds what is watched by inotify; by name, as inodes differ on the target."""
+    if not container.init_pid:
+        return ""
+    found = watches.find(container.init_pid, procs.tree(container.init_pid))
+    lines = [f"irmap-scan-path {path}\n" for path in found.paths if not _SPACE.search(path)]
+    return "force-irmap\n" + "".join(lines) if lines else ""
 
 
 def say(command: int) -> bool:

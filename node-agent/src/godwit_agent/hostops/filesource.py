@@ -39,6 +39,7 @@ _CANNOT_FOLLOW = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 # a file changed this shortly before it was looked at may change again within the same time stamp
 _RACY_NS = 50_000_000
 _ZEROS = bytes(CHUNK)
+_PRIVILEGED = stat.S_ISUID | stat.S_ISGID
 
 
 @dataclass(slots=True)
@@ -159,7 +160,8 @@ class TreeCopier:
             known = former.digests if former and former.signature[0] == about.st_ino else []
             fresh = 0 if known else 1
             header = self._record(Kind.FILE, path, about, number=fresh)
-            emit(header, pack_attributes(_attributes(fd, overlay=self._overlay)))
+            attributes = _attributes(fd, overlay=self._overlay)
+            emit(header, pack_attributes(attributes))
             digests: list[bytes] = []
             for index, data in enumerate(_chunks(fd)):
                 digest = hashlib.blake2b(data, digest_size=16).digest()
@@ -174,6 +176,9 @@ class TreeCopier:
                         emit(record, b"")
                     continue
                 emit(Record(Kind.CONTENT, self._tree, path, number=index * CHUNK), data)
+            if digests and (attributes or about.st_mode & _PRIVILEGED):
+                # writing takes the capabilities of a file away, and its set-user-ID bit
+                emit(self._record(Kind.FILE, path, about), pack_attributes(attributes))
             emit(self._record(Kind.TIMES, path, about), b"")
             self._seen[path] = _Seen(_signature(about), digests)
         finally:
@@ -247,7 +252,7 @@ def size_of(layout: Layout, pod: PodState, container: str) -> int:
     """Bytes that a copy of the container's files would read now."""
     total = 0
     for name, _, directory in source_trees(pod.containers):
-        if name != container:
+        if name != container or not layout.local(directory).is_dir():
             continue
         for _, _, files, fd in os.fwalk(layout.local(directory)):
             for file in files:

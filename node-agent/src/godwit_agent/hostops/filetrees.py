@@ -12,16 +12,25 @@ from godwit_agent.hostops.filerecords import UPPER
 from godwit_agent.hostops.model import Container
 
 _EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"
+_SUB_PATHS = "/volume-subpaths/"
 _SHM = "/dev/shm"  # noqa: S108 - a mount destination, not a file of ours
 
 
 def copied_mounts(container: Container) -> dict[str, str]:
-    """Mount destination to host directory."""
-    return {
-        mount.destination: mount.source
-        for mount in container.mounts
-        if mount.kind == "bind" and (_EMPTY_DIR in mount.source or mount.destination == _SHM)
-    }
+    """Mount destination to host directory; a volume of which only a part is mounted by name."""
+    found = {}
+    for mount in container.mounts:
+        if mount.kind != "bind":
+            continue
+        if _EMPTY_DIR in mount.source or mount.destination == _SHM:
+            found[mount.destination] = mount.source
+        elif _SUB_PATHS in mount.source:
+            # <pod>/volume-subpaths/<volume>/<container>/<n>: the kubelet's bind of a subPath.
+            # There is no such directory unless the volume is an emptyDir.
+            pod, _, rest = mount.source.partition(_SUB_PATHS)
+            volume = rest.partition("/")[0]
+            found[f"subPath of {volume}"] = f"{pod}{_EMPTY_DIR}{volume}"
+    return found
 
 
 def source_trees(containers: Iterable[Container]) -> list[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import Guard, HostPath, Slot, SuccessorNetwork
+from godwit_agent.hostops.model import ONLY_RESTORED, Guard, HostPath, Plan, Slot, SuccessorNetwork
 from godwit_agent.hostops.smallfiles import make_directory, read_json, sync_directory, write_json
 from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason
@@ -109,7 +109,13 @@ class HookFiles:
 
     # -- successors ---------------------------------------------------------------------------
     def expect(
-        self, pod_uid: str, migration: str, epoch: int, ip: str, slots: Mapping[str, Slot]
+        self,
+        pod_uid: str,
+        migration: str,
+        epoch: int,
+        ip: str,
+        slots: Mapping[str, Slot],
+        plan: Plan = ONLY_RESTORED,
     ) -> None:
         directory = self._base / "expect" / self._safe(pod_uid)
         make_directory(directory)
@@ -121,9 +127,16 @@ class HookFiles:
                 "ip": ip,
                 "door": True,
                 "containers": {
-                    name: {"dir": slot.directory, "images": slot.images, "work": slot.work}
+                    name: {
+                        "dir": slot.directory,
+                        "images": slot.images,
+                        "work": slot.work,
+                        "post_start": plan.post_start.get(name, ()),
+                        "startup": plan.startup.get(name, ()),
+                    }
                     for name, slot in slots.items()
                 },
+                "done": plan.done,
             },
         )
 

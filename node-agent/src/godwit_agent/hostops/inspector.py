@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
-from godwit_agent.hostops import procs, sockets
+from godwit_agent.hostops import procs, sockets, surroundings, watches
 from godwit_agent.hostops.filesource import size_of
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, ContainerFacts, Inspection, Obstacle, PodState
@@ -51,6 +50,8 @@ class HostInspector:
             for reason, message in self._container(pod, container, pids):
                 found[Obstacle(reason, f"container {container.name}: {message}")] = None
             facts.append(self._facts(pod, container, pids))
+        for reason, message in surroundings.of_pod(pod):
+            found[Obstacle(reason, message)] = None
         if pod.link is None:
             message = "the pod has no interface eth0 with an end on this node"
             found[Obstacle(Reason.NETWORK_NOT_ROUTED, message)] = None
@@ -68,6 +69,9 @@ class HostInspector:
                 for reason, message in (*_state(pid), *_files(pid), *_memory(pid)):
                     yield reason, f"process {_name(pid)} {message}"
             yield from _sockets(pod, pids)
+            yield from surroundings.mounts(container)
+            yield from _watches(container.init_pid, pids)
+            yield from _terminals(pids)
         except (OSError, GodwitError) as error:
             yield Reason.PROCESS_CANNOT_BE_INSPECTED, str(error)
 
@@ -83,24 +87,40 @@ class HostInspector:
 
 def _namespaces(init_pid: int, pids: tuple[int, ...]) -> Iterator[Found]:
     for kind in _NAMESPACES:
-        home = _namespace(init_pid, kind)
+        home = procs.namespace(init_pid, kind)
         for pid in pids:
-            own = _namespace(pid, kind)
+            own = procs.namespace(pid, kind)
             if home and own and own != home:
                 message = f"process {_name(pid)} has made a {kind} namespace of its own"
                 yield Reason.NESTED_NAMESPACE, message
 
 
 def _state(pid: int) -> Iterator[Found]:
-    if procs.status(pid).get("TracerPid", "0") != "0":
+    status = procs.status(pid)
+    if status.get("TracerPid", "0") != "0":
         yield Reason.TRACED_PROCESS, "is being traced (a debugger, strace)"
+    if "T" in procs.states(pid):
+        message = "is stopped by a signal (SIGSTOP, Ctrl-Z): let it go on, or end it"
+        yield Reason.STOPPED_PROCESS, message
 
 
 def _files(pid: int) -> Iterator[Found]:
-    for _, target in procs.descriptors(pid):
+    queues = procs.message_queues(pid)
+    for number, target in procs.descriptors(pid):
+        about = procs.stat(pid, number)
+        if about and about.st_dev in queues:
+            yield Reason.FILE_CANNOT_FOLLOW, f"has the POSIX message queue {target} open"
+        elif about and about.st_nlink and target.endswith(" (deleted)"):
+            message = f"holds {target} open, which is there under another name (a hard link)"
+            yield Reason.FILE_CANNOT_FOLLOW, message
         if target.startswith("anon_inode:"):
             kind = target.removeprefix("anon_inode:").strip("[]")
-            if kind == "io_uring":
+            if kind == "eventfd" and "eventfd-semaphore: 1" in procs.read(pid, f"fdinfo/{number}"):
+                yield (
+                    Reason.FILE_CANNOT_FOLLOW,
+                    "has an eventfd in semaphore mode, which CRIU loses",
+                )
+            elif kind == "io_uring":
                 yield Reason.IO_URING, "uses io_uring: turn it off in the application"
             elif kind not in _ANONYMOUS:
                 yield Reason.FILE_CANNOT_FOLLOW, f"has a {kind} open"
@@ -110,6 +130,27 @@ def _files(pid: int) -> Iterator[Found]:
                 yield Reason.DEVICE, f"has the device {target} open"
         elif _ATOMIC_VOLUME in target:
             yield Reason.FILE_CANNOT_FOLLOW, f"holds {target} open, which the kubelet replaces"
+
+
+def _watches(init_pid: int, pids: tuple[int, ...]) -> Iterator[Found]:
+    if lost := watches.find(init_pid, pids).lost:
+        message = f"{lost} inotify watches are on files without a name (deleted ones)"
+        yield Reason.FILE_CANNOT_FOLLOW, message
+
+
+def _terminals(pids: tuple[int, ...]) -> Iterator[Found]:
+    """CRIU looks for the terminal behind /dev/tty at the first process that has it open, which
+    is the one that made it (criu/tty.c, tty_verify_ctty)."""
+    made = {index for pid in pids for index in procs.terminals_made(pid)}
+    for pid in pids if made else ():
+        if procs.terminal(pid) in made and any(
+            target == "/dev/tty" for _, target in procs.descriptors(pid)
+        ):
+            message = (
+                f"process {_name(pid)} has /dev/tty of a terminal open that was made in the "
+                "container (dash does this, bash does not)"
+            )
+            yield Reason.TERMINAL, message
 
 
 def _memory(pid: int) -> Iterator[Found]:
@@ -164,13 +205,6 @@ def _anonymous_bytes(pid: int) -> int:
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _namespace(pid: int, kind: str) -> str:
-    try:
-        return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
-    except OSError:
-        return ""
 
 
 def _name(pid: int) -> str:

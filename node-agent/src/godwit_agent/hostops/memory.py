@@ -136,7 +136,13 @@ class HostSourceMemory:
                 return
             if vpid is None:
                 return
-            areas = [(i.start, i.end) for i in procs.mappings(pid) if i.private_anonymous]
+            # what is locked CRIU takes along itself, as long as nobody tracks it
+            locked = set(procs.locked(pid))
+            areas = [
+                (i.start, i.end)
+                for i in procs.mappings(pid)
+                if i.private_anonymous and (i.start, i.end) not in locked
+            ]
             if last:
                 look = tracker.last if tracker else self._everything
                 ranges, there = look(pagemap, areas)

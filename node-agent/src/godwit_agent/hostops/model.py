@@ -164,6 +164,22 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What a successor's containers do instead of starting, beside being restored.
+
+    ``done``: init containers, which end at once. ``post_start`` and ``startup``: commands of
+    hooks and startup probes by container, answered and not run.
+    """
+
+    done: tuple[str, ...] = ()
+    post_start: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    startup: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+ONLY_RESTORED = Plan()
+
+
+@dataclass(frozen=True, slots=True)
 class SuccessorNetwork:
     """``network.json`` of the hook: what CNI ADD gave the successor."""
 

@@ -14,7 +14,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from godwit_agent.memory import pagemap
+from godwit_agent.memory import mappings, pagemap
 from godwit_agent.memory.pagemap import Entry
 from godwit_agent.memory.pageset import PAGE, PageSet
 from godwit_api.errors import Aborted, Rejected
@@ -78,17 +78,22 @@ class PageStore:
                 process.there = []
             process.there += ranges
 
-    def complete(self, vpid: int, entries: tuple[Entry, ...]) -> int:
+    def complete(self, vpid: int, entries: tuple[Entry, ...], layout: bytes) -> int:
         """Writes the daemon's page map, of all pages that CRIU's own images do not have; bytes.
 
         CRIU may have looked at changed pages only, so its map says what it has
-        and not what there is. ``Aborted(VerifyFailed)`` when a page has not come.
+        and not what there is. ``layout`` is its ``mm`` image. ``Aborted(VerifyFailed)``
+        when a page has not come, or has come for memory that no daemon can fill.
         """
         process = self._process(vpid)
         if process.there is None:
             message = f"process {vpid}: nothing is known of its memory"
             raise Aborted(Reason.VERIFY_FAILED, message)
-        ranges = pagemap.to_serve(entries, process.there)
+        ranges = pagemap.to_serve(entries, process.there, mappings.droppable(layout))
+        wrong = pagemap.overlap(ranges, mappings.eager(layout))
+        if wrong is not None:
+            message = f"process {vpid}: the memory at {wrong[0]:#x} has been locked since the copy"
+            raise Aborted(Reason.VERIFY_FAILED, message)
         for start, end in ranges:
             missing = process.have.first_missing(start, end)
             if missing is not None:

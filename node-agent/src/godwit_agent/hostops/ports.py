@@ -21,6 +21,7 @@ from godwit_agent.hostops.model import (
     Inspection,
     NodeFacts,
     Packet,
+    Plan,
     PodState,
     Restored,
     RoundStats,
@@ -265,7 +266,13 @@ class Hooks(Protocol):
     def guards(self) -> tuple[Guard, ...]: ...
 
     def expect(
-        self, pod_uid: str, migration: str, epoch: int, ip: str, slots: Mapping[str, Slot]
+        self,
+        pod_uid: str,
+        migration: str,
+        epoch: int,
+        ip: str,
+        slots: Mapping[str, Slot],
+        plan: Plan = ...,
     ) -> None: ...
     def unexpect(self, pod_uid: str) -> None: ...
     def expected(self) -> Mapping[str, str]:

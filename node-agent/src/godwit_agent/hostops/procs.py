@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 from godwit_agent.memory.tree import Process
 
 _PROC = Path("/proc")
+_PTS_MAJOR = 136  # UNIX98_PTY_SLAVE_MAJOR, linux/major.h
+_AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,21 @@ def start_time(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19]) if text else None
 
 
+def namespace(pid: int, kind: str) -> str:
+    """Names a namespace of a process; empty when it has gone."""
+    try:
+        return str((_PROC / str(pid) / "ns" / kind).readlink())
+    except OSError:
+        return ""
+
+
+def everyone() -> Iterator[int]:
+    """All processes of this machine, as far as our own PID namespace shows them."""
+    for path in _PROC.iterdir():
+        if path.name.isdigit():
+            yield int(path.name)
+
+
 def is_zombie(pid: int) -> bool:
     return read(pid, "stat").rpartition(")")[2][:3].strip() == "Z"
 
@@ -112,12 +131,64 @@ def descriptors(pid: int) -> Iterator[tuple[int, str]]:
             yield int(name), str((directory / name).readlink())
 
 
+def stat(pid: int, number: int) -> os.stat_result | None:
+    """Of an open file."""
+    try:
+        return (_PROC / str(pid) / "fd" / str(number)).stat()
+    except OSError:
+        return None
+
+
+def message_queues(pid: int) -> set[int]:
+    """Device numbers of the mqueue file systems that the process sees."""
+    found = set()
+    for line in read(pid, "mountinfo").splitlines():
+        if " - mqueue " in line:
+            major, _, minor = line.split()[2].partition(":")
+            found.add(os.makedev(int(major), int(minor)))
+    return found
+
+
+def terminal(pid: int) -> int | None:
+    """Index of the pseudo-terminal that controls the process (tty_nr of proc_pid_stat(5))."""
+    text = read(pid, "stat").rpartition(")")[2].split()
+    number = int(text[4]) if len(text) > 4 else 0
+    major = number >> 8 & 0xFFF
+    if not _PTS_MAJOR <= major < _PTS_MAJOR + 8:
+        return None
+    return (major - _PTS_MAJOR << 8) + (number & 0xFF | number >> 12 & 0xFFF00)
+
+
+def terminals_made(pid: int) -> Iterator[int]:
+    """Indexes of the pseudo-terminals whose master side the process has open."""
+    for number, target in descriptors(pid):
+        if target.endswith("/ptmx"):
+            for line in read(pid, f"fdinfo/{number}").splitlines():
+                if line.startswith("tty-index:"):
+                    yield int(line.split()[1])
+
+
 def mappings(pid: int) -> Iterator[Mapping]:
     for line in read(pid, "maps").splitlines():
         parts = line.split(None, 5)
         start, end = (int(number, 16) for number in parts[0].split("-"))
         name = parts[5] if len(parts) > 5 else ""
         yield Mapping(start, end, parts[1], int(parts[4]), name)
+
+
+def locked(pid: int) -> list[tuple[int, int]]:
+    """Ranges of locked memory (mlock); costs a walk of all memory where there is any."""
+    if status(pid).get("VmLck", "0 kB") == "0 kB":
+        return []
+    found: list[tuple[int, int]] = []
+    area = (0, 0)
+    for line in read(pid, "smaps").splitlines():
+        head = _AREA.match(line)
+        if head:
+            area = int(head[1], 16), int(head[2], 16)
+        elif line.startswith("VmFlags:") and " lo " in f"{line} ":
+            found.append(area)
+    return found
 
 
 def _process(pid: int, numbers: dict[int, int | None]) -> Process:

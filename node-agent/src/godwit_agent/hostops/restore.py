@@ -66,11 +66,16 @@ class HostRestores:
         return self._check(slot, str(result["container_id"]), int(result["pid"]))
 
     def resume(self, restored: Iterable[Restored]) -> int:
-        pids = [pid for one in restored for pid in one.pids]
+        containers = tuple(restored)
+        # children first: a parent that runs while its child still stands takes it for stopped
+        pids = [pid for one in containers for pid in reversed(one.pids)]
         before = time.time_ns()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        for one in containers:  # from now on the hook treats it as any other
+            mark = f"{self._layout.run_dir}/restored/{one.container_id}.waiting"
+            self._layout.local(mark).unlink(missing_ok=True)
         return before
 
     def find(self, slot: Slot) -> Restored | None:

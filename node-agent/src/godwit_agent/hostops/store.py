@@ -169,14 +169,14 @@ class HostTargetStore:
 
     @staticmethod
     def _complete(part: _Part, vpid: int) -> int:
-        path = part.images / f"pagemap-{vpid}.img"
+        path, layout = part.images / f"pagemap-{vpid}.img", part.images / f"mm-{vpid}.img"
         if not path.exists():
-            if (part.images / f"mm-{vpid}.img").exists():
+            if layout.exists():
                 raise FileNotFoundError(path.name)
             return 0  # a zombie has no memory
         _, entries = pagemap.decode(path.read_bytes())
         part.link(vpid)
-        return part.pages.complete(vpid, entries)
+        return part.pages.complete(vpid, entries, layout.read_bytes())
 
     @staticmethod
     def _follow(part: _Part, processes: bytes) -> None:

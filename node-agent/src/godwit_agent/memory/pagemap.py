@@ -78,15 +78,18 @@ def lazy_ranges(entries: Iterable[Entry]) -> list[tuple[int, int]]:
 
 
 def to_serve(
-    entries: Iterable[Entry], populated: Iterable[tuple[int, int]]
+    entries: Iterable[Entry],
+    populated: Iterable[tuple[int, int]],
+    droppable: Iterable[tuple[int, int]] = (),
 ) -> list[tuple[int, int]]:
-    """What the page daemon has to serve: all that is there but what CRIU's images hold.
+    """What the page daemon has to serve: all that is there but what CRIU's images hold, and
+    but ``droppable`` memory, which is restored empty.
 
     ``populated`` is what the process had when it stood still. What CRIU calls
     lazy belongs to it even if it appeared later (the kernel itself may write).
     """
     entries = tuple(entries)
-    held = sorted((e.vaddr, e.end) for e in entries if not e.flags & PE_LAZY)
+    held = sorted([*((e.vaddr, e.end) for e in entries if not e.flags & PE_LAZY), *droppable])
     wanted = sorted([*populated, *lazy_ranges(entries)])
     return _without(_union(wanted), held)
 
@@ -153,3 +156,17 @@ def _entry(message: memoryview) -> Entry:
 
 def _by_address(entry: Entry) -> int:
     return entry.vaddr
+
+
+def overlap(
+    ranges: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]
+) -> tuple[int, int] | None:
+    """The first of ``ranges`` that has a page in common with one of ``others``; both sorted."""
+    pending = iter(others)
+    other = next(pending, None)
+    for start, end in ranges:
+        while other is not None and other[1] <= start:
+            other = next(pending, None)
+        if other is not None and other[0] < end:
+            return start, end
+    return None

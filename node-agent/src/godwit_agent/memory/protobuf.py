@@ -37,15 +37,15 @@ def fields(data: memoryview) -> Iterator[tuple[int, int]]:
     """(number, value) of all varint fields; others are skipped. Raises ``ImageError``."""
     at, end = 0, len(data)
     while at < end:
-        key, at = _varint(data, at)
+        key, at = read_varint(data, at)
         match key & 7:
             case 0:
-                value, at = _varint(data, at)
+                value, at = read_varint(data, at)
                 yield key >> 3, value
             case 1:
                 at += 8
             case 2:
-                length, at = _varint(data, at)
+                length, at = read_varint(data, at)
                 at += length
             case 5:
                 at += 4
@@ -78,7 +78,8 @@ def entries(data: bytes, magics: tuple[int, ...]) -> Iterator[memoryview]:
         at += length
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """(value, position after it). Raises ``ImageError``."""
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:

@@ -6,7 +6,7 @@ import ipaddress
 import re
 
 from godwit_agent.app.model import Migration, MovedAddress, PeerNode, Pod
-from godwit_agent.hostops.model import NodeFacts, Tracking
+from godwit_agent.hostops.model import NodeFacts, Plan, Tracking
 from godwit_api.errors import Rejected
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.reasons import Reason
@@ -19,6 +19,7 @@ _MAX_MS = 86_400_000
 _MAX_CONTAINERS = 64
 _MAX_ADDRESSES = 100_000
 _MAX_FEATURES = 2000
+_MAX_COMMAND_BYTES = 1 << 20
 
 
 def _bad(message: str) -> Rejected:
@@ -133,4 +134,18 @@ def node_report(report: pb.NodeReport) -> NodeFacts:
         tracking=Tracking(tracking) if tracking in set(Tracking) else Tracking.PAGE_HASH,
         problems=(),
         ip_pools=tuple(report.ip_pools),
+    )
+
+
+def plan(message: pb.ExpectPodRequest) -> Plan:
+    if len(message.done) > _MAX_CONTAINERS or len(message.commands) > _MAX_CONTAINERS:
+        raise _bad("too many containers")
+    if message.ByteSize() > _MAX_COMMAND_BYTES:
+        raise _bad("commands are too long")
+    for one in message.commands:
+        label(one.container, "commands.container")
+    return Plan(
+        done=tuple(label(one, "done") for one in message.done),
+        post_start={one.container: tuple(one.post_start) for one in message.commands},
+        startup={one.container: tuple(one.startup) for one in message.commands},
     )

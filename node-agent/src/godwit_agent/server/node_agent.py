@@ -99,7 +99,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
     def ExpectPod(self, request: pb.ExpectPodRequest, context: _Context) -> pb.ExpectPodResponse:
         def work(_: float) -> pb.ExpectPodResponse:
             migration, pod = decode.migration(request.migration), decode.pod(request.pod)
-            self._agent.target.expect(migration, pod)
+            self._agent.target.expect(migration, pod, decode.plan(request))
             return pb.ExpectPodResponse()
 
         return _serve(context, "ExpectPod", work)

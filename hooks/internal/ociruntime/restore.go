@@ -1,0 +1,186 @@
+package ociruntime
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"godwit.io/hooks/internal/state"
+)
+
+// expected is what a successor's container does instead of starting: it is restored, or ends at
+// once because it has done its work on the source.
+type expected struct {
+	container state.Container
+	done      bool
+}
+
+// expectedOf is nil for an ordinary container. Whatever is unclear about a successor is an error:
+// it must never start empty.
+func expectedOf(dirs state.Dirs, call Command) (*expected, error) {
+	data, err := os.ReadFile(filepath.Join(bundleOf(call), "config.json"))
+	if err != nil {
+		return nil, nil // runc says it better
+	}
+	var config struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if json.Unmarshal(data, &config) != nil {
+		return nil, nil
+	}
+	notes := config.Annotations
+	kind := first(notes, "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
+	podUID := first(notes, "io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
+	name := first(notes, "io.kubernetes.cri.container-name", "io.kubernetes.container.name")
+	if kind != "container" || podUID == "" {
+		return nil, nil
+	}
+	expect, err := dirs.Expected(podUID)
+	if err != nil || expect == nil {
+		return nil, err
+	}
+	if id := call.ContainerID(); !state.Safe(id) {
+		return nil, fmt.Errorf("container id %q", id)
+	}
+	if container, found := expect.Containers[name]; found {
+		return &expected{container: container}, nil
+	}
+	if slices.Contains(expect.Done, name) {
+		return &expected{done: true}, nil
+	}
+	return nil, fmt.Errorf("container %q is not one of the migration %s: a successor never starts empty", name, expect.Migration)
+}
+
+func bundleOf(call Command) string {
+	if bundle := call.Value("bundle", "b"); bundle != "" {
+		return bundle
+	}
+	return "."
+}
+
+func first(notes map[string]string, keys ...string) string {
+	for _, key := range keys {
+		if value := notes[key]; value != "" {
+			return value
+		}
+	}
+	return ""
+}
+
+// restore runs `runc restore` in place of `runc create`, and ends when the process is there, or
+// never will be. Whoever gives it up closes lease (nil: nobody does).
+func restore(dirs state.Dirs, real string, call Command, container state.Container, lease *os.File) int {
+	id := call.ContainerID()
+	code, message := runRestore(dirs, real, call, container, lease)
+	pid := 0
+	if data, err := os.ReadFile(call.Value("pid-file")); err == nil {
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(data)))
+	}
+	if held := placeholderOf(container); held != 0 {
+		if code == 0 && pid != held {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+			code, message = 1, fmt.Sprintf("the process is number %d, the runtime was told %d", pid, held)
+		}
+		if code != 0 {
+			reportExit(held)
+		}
+	}
+	if code != 0 {
+		pid = 0
+		dirs.Forget(id)
+	}
+	if err := dirs.WriteResult(container, state.Result{ContainerID: id, ExitCode: code, PID: pid, Error: message}); err != nil && code == 0 {
+		return fail(call, err)
+	}
+	return code
+}
+
+func runRestore(dirs state.Dirs, real string, call Command, container state.Container, lease *os.File) (int, string) {
+	arguments := append([]string{}, call.Global...)
+	arguments = append(arguments, "restore", "--detach", "--lazy-pages", "--tcp-established",
+		"--file-locks", "--manage-cgroups-mode", "ignore",
+		"--image-path", container.Images, "--work-path", container.Work)
+	arguments = append(arguments, "--bundle", bundleOf(call))
+	for _, name := range []string{"pid-file", "console-socket", "preserve-fds"} {
+		if value := call.Value(name); value != "" {
+			arguments = append(arguments, "--"+name, value)
+		}
+	}
+	for _, name := range []string{"no-pivot", "no-subreaper"} {
+		if call.Has(name) {
+			arguments = append(arguments, "--"+name)
+		}
+	}
+	arguments = append(arguments, call.ContainerID())
+
+	// The parent's death signal belongs to the thread that started the child.
+	runtime.LockOSThread()
+	child := exec.Command(real, arguments...)
+	child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
+	child.Env = append(withoutPath(os.Environ()),
+		"PATH="+filepath.Join(dirs.Opt, "gate")+":"+os.Getenv("PATH"),
+		"GODWIT_GATE="+container.Dir,
+		"CRIU_CONFIG_FILE="+filepath.Join(container.Dir, "criu.conf"))
+	// If containerd gives up and kills us, nothing may go on restoring behind its back.
+	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := child.Start(); err != nil {
+		return fail(call, err), err.Error()
+	}
+	if lease != nil {
+		go func() {
+			if n, _ := lease.Read(make([]byte, 1)); n == 0 {
+				_ = child.Process.Kill()
+			}
+		}()
+	}
+	err := child.Wait()
+	if err == nil {
+		return 0, ""
+	}
+	code := child.ProcessState.ExitCode()
+	if code <= 0 {
+		code = 1
+	}
+	return code, lastError(call.Value("log"), container.Work)
+}
+
+func withoutPath(from []string) []string {
+	kept := make([]string, 0, len(from)+3)
+	for _, entry := range from {
+		if !strings.HasPrefix(entry, "PATH=") {
+			kept = append(kept, entry)
+		}
+	}
+	return kept
+}
+
+// lastError is the end of CRIU's and runc's own words, for a person.
+func lastError(log, work string) string {
+	var words []string
+	if data, err := os.ReadFile(filepath.Join(work, "restore.log")); err == nil {
+		for _, line := range strings.Split(string(data), "\n") {
+			if strings.Contains(line, "Error") && !strings.Contains(line, "RLIMIT") {
+				words = append(words, line)
+			}
+		}
+	}
+	if len(words) == 0 {
+		data, _ := os.ReadFile(log)
+		words = strings.Split(strings.TrimSpace(string(data)), "\n")
+	}
+	if len(words) > 5 {
+		words = words[len(words)-5:]
+	}
+	text := strings.Join(words, "; ")
+	if len(text) > 2000 {
+		text = text[len(text)-2000:]
+	}
+	return text
+}

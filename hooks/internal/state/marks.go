@@ -1,0 +1,101 @@
+package state
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+)
+
+// Marks of restored containers: files in `restored`, named after the container and, but for the
+// first, a suffix. All of them go when the container is deleted.
+const (
+	started   = ".started"
+	waiting   = ".waiting"
+	postStart = ".post-start"
+)
+
+// Waiting is a container that the runtime takes for running while its process is elsewhere.
+type Waiting struct {
+	PID     int      `json:"pid"` // of the placeholder, and of the process that will follow it
+	Bundle  string   `json:"bundle"`
+	Startup []string `json:"startup"`
+}
+
+func (d Dirs) mark(containerID, suffix string) string {
+	return filepath.Join(d.Run, "restored", containerID+suffix)
+}
+
+func (d Dirs) marked(containerID, suffix string) bool {
+	if !Safe(containerID) {
+		return false
+	}
+	_, err := os.Lstat(d.mark(containerID, suffix))
+	return err == nil
+}
+
+// MarkRestored makes start a no-op for a container, and its postStart hook one, once.
+func (d Dirs) MarkRestored(containerID string, hook []string) error {
+	if err := os.MkdirAll(filepath.Join(d.Run, "restored"), 0o700); err != nil {
+		return err
+	}
+	if len(hook) > 0 {
+		if err := d.write(d.mark(containerID, postStart), hook); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(d.mark(containerID, ""), nil, 0o600)
+}
+
+// Restored tells whether a container was restored rather than created.
+func (d Dirs) Restored(containerID string) bool { return d.marked(containerID, "") }
+
+// Forget removes the marks of a container that is deleted.
+func (d Dirs) Forget(containerID string) {
+	if Safe(containerID) {
+		for _, suffix := range []string{"", started, waiting, postStart} {
+			_ = os.Remove(d.mark(containerID, suffix))
+		}
+	}
+}
+
+// MarkStarted notes that start has been called for a restored container.
+func (d Dirs) MarkStarted(containerID string) {
+	_ = os.WriteFile(d.mark(containerID, started), nil, 0o600)
+}
+
+// Started tells whether start has been called for a restored container.
+func (d Dirs) Started(containerID string) bool { return d.marked(containerID, started) }
+
+// TakePostStart tells whether a command is the postStart hook of a restored container; once.
+func (d Dirs) TakePostStart(containerID string, command []string) bool {
+	if !d.marked(containerID, postStart) {
+		return false
+	}
+	var hook []string
+	path := d.mark(containerID, postStart)
+	return readJSON(path, &hook) == nil && reflect.DeepEqual(hook, command) && os.Remove(path) == nil
+}
+
+// MarkWaiting notes which process stands for a container that waits; the agent removes the mark
+// when the container runs.
+func (d Dirs) MarkWaiting(containerID string, value Waiting) error {
+	return d.write(d.mark(containerID, waiting), value)
+}
+
+// Waits returns what stands for a container that waits, nil when it does not, or no more.
+func (d Dirs) Waits(containerID string) *Waiting {
+	if !d.marked(containerID, waiting) {
+		return nil
+	}
+	value := &Waiting{}
+	data, err := os.ReadFile(d.mark(containerID, waiting))
+	if err != nil || json.Unmarshal(data, value) != nil {
+		return nil
+	}
+	if _, err := os.Lstat(filepath.Join("/proc", strconv.Itoa(value.PID))); err != nil {
+		return nil
+	}
+	return value
+}

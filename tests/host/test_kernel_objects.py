@@ -1,0 +1,182 @@
+"""A program that holds one of each kernel object finds all of them after a move."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from godwit_agent.hostops.memory import HostSourceMemory
+from godwit_agent.hostops.model import PodState, Tracking
+from godwit_agent.hostops.netns import NetnsThread
+from host.lab import BASE, ROOT, Lab, Node, Pod, lab
+from host.test_mechanisms import Agent
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not (BASE / "usr/bin/python3").exists(), reason=f"no Python in {BASE}"),
+]
+
+IP = "10.98.0.6"
+PORT = 7000
+PROGRAM = ROOT / "lab/kernelobjects"
+
+
+@pytest.fixture
+def scene() -> Iterator[Lab]:
+    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
+    with lab(scratch) as made:
+        yield made
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def ask(scene: Lab) -> dict[str, str]:
+    """Result of every check."""
+    client = NetnsThread(f"/proc/{scene.client.pid}/ns/net")
+    try:
+        connection = client.call(lambda: socket.create_connection((IP, PORT), 30))
+    finally:
+        client.close()
+    with connection, connection.makefile("rb") as answer:
+        connection.settimeout(40)
+        connection.sendall(b"?")
+        return json.loads(answer.read())  # type: ignore[no-any-return]
+
+
+def wrong(results: dict[str, str]) -> dict[str, str]:
+    return {
+        name: said
+        for name, said in results.items()
+        if said != "ok" and not said.startswith("unavailable")
+    }
+
+
+def output(pod: Pod) -> str:
+    """What the container has written lately; a check that hangs says where (checks.py)."""
+    stream = pod.output[-1].stdout
+    assert stream
+    os.set_blocking(stream.fileno(), False)
+    return (stream.read() or b"").decode()
+
+
+def start(scene: Lab, node: Node, names: list[str]) -> PodState:
+    pod = scene.sandbox(node, IP)
+    argv = ["env", "PYTHONPATH=/lab", "python3", "-m", "kernelobjects", *names]
+    scene.start(pod, argv, PROGRAM.parent)
+    node.run("ip", "route", "add", f"{IP}/32", "dev", pod.host_interface)
+    scene.route(IP, node)
+    return Agent(node).pods.find(pod.uid)
+
+
+def move(scene: Lab, state: PodState, here: Node, there: Node) -> tuple[Pod, PodState]:
+    """The steps of a migration in their order, without a network between the nodes."""
+    source, target = Agent(here), Agent(there)
+    container, uid = state.containers[0], str(uuid.uuid4())
+    source.stores.create_source(uid)
+    store = target.stores.create_target(uid, ("main",), 1 << 30)
+    memory, files = HostSourceMemory(state, Tracking.USERFAULTFD), source.copies.files(state)
+    for _ in range(2):
+        files.round(store)
+        for owner, name, content in memory.bootstrap():
+            store.image(owner, name, 0, len(content), memoryview(content))
+        memory.round(store)
+    source.cgroups.guard(container)
+    successor = scene.sandbox(there, IP)
+    target.hooks.expect(successor.uid, uid, 1, IP, store.slots())
+    scene.create(successor, ["true"])
+    target.restores.wait_waiting(store.slots()["main"], 10)
+    arrived = target.pods.find(successor.uid)
+    store.bind(arrived)
+    files.round(store)
+    store.start_daemons()
+    door, far = source.network(state), target.network(arrived)
+    far.close_door()
+    dump = source.dumps.prepare(container, uid)
+    dump.wait_waiting(10)
+    frozen = source.cgroups.freeze([container.id], 5)
+    door.drop()
+    begin = time.monotonic()
+    dump.open_gate()
+    errors: list[Exception] = []
+
+    def last() -> None:
+        try:
+            memory.final(store)
+            files.final(store)
+        except Exception as error:
+            errors.append(error)
+
+    helper = threading.Thread(target=last)
+    helper.start()
+    try:
+        dump.wait_dumped(20)
+    finally:
+        if keep := os.environ.get("GODWIT_TEST_LOGS"):
+            shutil.copytree(dump._path / "work", keep, dirs_exist_ok=True)
+    print(f"dump {1000 * (time.monotonic() - begin):.0f} ms")
+    helper.join()
+    assert not errors
+    for name, content in dump.images():
+        store.image("main", name, 0, len(content), memoryview(content))
+    store.complete()
+    begin = time.monotonic()
+    try:
+        restored = target.restores.restore(store.slots()["main"], 60)
+    finally:
+        if keep:
+            log = there.layout.local(store.slots()["main"].work) / "restore.log"
+            shutil.copy(log, keep)
+    print(f"restore {1000 * (time.monotonic() - begin):.0f} ms")
+    there.run("ip", "route", "add", f"{IP}/32", "dev", successor.host_interface)
+    here.run("ip", "route", "replace", f"{IP}/32", "via", there.address)
+    scene.route(IP, there)
+    far.open_door()
+    target.restores.resume([restored])
+    far.inject(door.held(syn_since_ns=frozen, since_ns=frozen))
+    dump.finish()
+    source.cgroups.kill([container.id])
+    drained = store.drained(10)
+    if keep:
+        log = there.layout.local(store.slots()["main"].work) / "lazy.log"
+        shutil.copy(log, keep)
+    assert drained
+    for closing in (memory, files, door, far):
+        closing.close()
+    store.destroy()
+    target.stores.destroy(uid)
+    source.stores.destroy(uid)
+    return successor, target.pods.find(successor.uid)
+
+
+def test_every_kernel_object_moves(scene: Lab) -> None:
+    names = os.environ.get("GODWIT_TEST_OBJECTS", "").split()
+    state = start(scene, scene.a, names)
+    before = ask_when_ready(scene)
+    print({name: said for name, said in before.items() if said.startswith("unavailable")})
+    assert not wrong(before)
+    successor, _ = move(scene, state, scene.a, scene.b)
+    try:
+        after = wrong(ask(scene))
+    except TimeoutError:
+        pytest.fail(f"a check hangs: {output(successor)}")
+    assert not after, "\n".join(f"{name}: {said}" for name, said in after.items())
+
+
+def ask_when_ready(scene: Lab) -> dict[str, str]:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return ask(scene)
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
