@@ -6,6 +6,7 @@ disk before it has been encrypted.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,6 @@ from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container
 from godwit_agent.hostops.pagestore import PageStore
 from godwit_agent.hostops.ports import Buffer
-from godwit_agent.hostops.store import remove_tree
 
 _PIECE = 1 << 20
 
@@ -28,7 +28,7 @@ class Spool:
 
     def __init__(self, layout: Layout, uid: str) -> None:
         base = layout.local(f"{layout.store_dir}/{uid}/spool")
-        remove_tree(layout, layout.store_dir, base)
+        shutil.rmtree(base, ignore_errors=True)
         base.mkdir(mode=0o700, parents=True)
         self._layout = layout
         self._base = base
@@ -89,7 +89,7 @@ class Spool:
         self._aborted = True
         self._log.close()
         self._pages.close()
-        remove_tree(self._layout, self._layout.store_dir, self._base)
+        shutil.rmtree(self._base, ignore_errors=True)
 
     def entries(self, container: Container) -> Iterator[Entry]:
         """All of it, for the archive; after the last byte has come."""
