@@ -93,6 +93,14 @@ func add(dirs state.Dirs, conf config) ([]byte, error) {
 	if err := failpoint.Reach(dirs, "add.before"); err != nil {
 		return nil, err
 	}
+	if expect.IP == "" { // restored from an archive: the native address is its own
+		network, err := describe(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), result.native, result.gateway)
+		if err != nil {
+			return nil, err
+		}
+		network.SandboxID = os.Getenv("CNI_CONTAINERID")
+		return conf.PrevResult, dirs.WriteNetwork(uid, *network)
+	}
 	network, err := rehome(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), result.native, result.gateway, expect.IP, expect.Door)
 	if err != nil {
 		return nil, fmt.Errorf("giving %s to the successor %s: %w", expect.IP, uid, err)

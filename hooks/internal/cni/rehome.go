@@ -61,6 +61,34 @@ func rehome(path, name, native, gateway, ip string, door bool) (*state.Network, 
 	}, nil
 }
 
+// describe changes nothing.
+func describe(path, name, native, gateway string) (*state.Network, error) {
+	handle, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	defer handle.Close()
+	pod, err := netlink.NewHandleAt(handle)
+	if err != nil {
+		return nil, err
+	}
+	defer pod.Close()
+	link, err := pod.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	host, err := netlink.LinkByIndex(link.Attrs().ParentIndex)
+	if err != nil {
+		return nil, fmt.Errorf("the host's end of %s: %w", name, err)
+	}
+	return &state.Network{
+		IP: native, NativeIP: native, Gateway: gateway, Netns: path, Interface: name,
+		HostInterface: host.Attrs().Name,
+		PodMAC:        link.Attrs().HardwareAddr.String(),
+		HostMAC:       host.Attrs().HardwareAddr.String(),
+	}, nil
+}
+
 func exchange(pod *netlink.Handle, link netlink.Link, gateway, ip string) error {
 	family, bits := netlink.FAMILY_V4, 32
 	address := net.ParseIP(ip)

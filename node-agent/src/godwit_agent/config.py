@@ -38,6 +38,7 @@ class Config:
     run_dir: Path = Path("/run/godwit")
     journal_dir: Path = Path("/var/lib/godwit/journal")
     identity_dir: Path = Path("/run/godwit/identity")
+    checkpoint_dir: Path = Path("/var/lib/godwit/checkpoints")
     worker_threads: int = 32
     guard_seconds: int = 600
     freeze_timeout_ms: int = 10_000

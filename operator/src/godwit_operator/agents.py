@@ -159,11 +159,15 @@ class GrpcAgentPool:
         }
 
     async def agent(self, node: str) -> Agent:
+        return GrpcAgent(await self.channel(node))
+
+    async def channel(self, node: str) -> grpc.aio.Channel:
+        """To the agent of ``node``, and to nobody else."""
         peer = await self.peer(node)
         identity = self._identity()
         known = self._channels.get(node)
         if known is not None and known[:2] == (peer.address, identity):
-            return GrpcAgent(known[2])
+            return known[2]
         if known is not None:
             await known[2].close(grace=60)
         credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.chain)
@@ -176,7 +180,7 @@ class GrpcAgentPool:
         host = f"[{peer.address}]" if ":" in peer.address else peer.address
         channel = grpc.aio.secure_channel(f"{host}:{peer.control_port}", credentials, options)
         self._channels[node] = (peer.address, identity, channel)
-        return GrpcAgent(channel)
+        return channel
 
     async def peer(self, node: str) -> pb.PeerNode:
         nodes = await self.nodes()

@@ -25,6 +25,9 @@ from godwit_api.migration import FINAL_PHASES, GROUP, PLURAL, VERSION, Phase
 from godwit_operator import kube, log
 from godwit_operator.addresses import Addresses
 from godwit_operator.agents import GrpcAgentPool
+from godwit_operator.archive_calls import ArchiveAgent, GrpcArchiveAgent
+from godwit_operator.checkpoint import ArchivePorts
+from godwit_operator.checkpoint_handlers import register
 from godwit_operator.config import Config, load
 from godwit_operator.driver import Driver
 from godwit_operator.effects import Ports
@@ -122,6 +125,16 @@ class Operator:
                 nodes = {status.get("sourceNode", ""), status.get("targetNode", "")} - {""}
                 self.queue.resume(item["metadata"]["uid"], nodes)
 
+    def archive_ports(self) -> ArchivePorts:
+        """For PodCheckpoint and PodRestore."""
+        pool = self._pool
+        assert pool is not None
+
+        async def archives(node: str) -> ArchiveAgent:
+            return GrpcArchiveAgent(await pool.channel(node))
+
+        return ArchivePorts(self.api, pool, archives, self.config.namespace)
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -174,6 +187,7 @@ def registry(operator: Operator) -> kopf.OperatorRegistry:
     async def cancel(uid: str, namespace: str | None, name: str, **_: Any) -> None:
         await operator.drive(uid, namespace or "", name, DeletionStop())
 
+    register(handlers, operator.archive_ports)
     return handlers
 
 

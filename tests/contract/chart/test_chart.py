@@ -461,8 +461,9 @@ def test_crds_are_the_source(default: Rendered) -> None:
 
 def test_crds_can_be_left_out_or_given_up() -> None:
     assert not list(render("--set", "crds.enabled=false").all("CustomResourceDefinition"))
-    crd = render("--set", "crds.keep=false").one("CustomResourceDefinition")
-    assert "annotations" not in crd["metadata"]
+    crds = list(render("--set", "crds.keep=false").all("CustomResourceDefinition"))
+    assert crds
+    assert all("annotations" not in crd["metadata"] for crd in crds)
 
 
 def test_notes_teach_the_next_steps() -> None:

@@ -40,3 +40,14 @@ def test_length(ranges: list[tuple[int, int]]) -> None:
 def test_nothing_is_covered_by_nothing() -> None:
     assert PageSet().first_missing(0x7FFC_0000_0000, 0x7FFC_0000_1000) == 0x7FFC_0000_0000
     assert PageSet().covers(0, 0)
+
+
+@given(_RANGES, _NUMBERS, st.integers(1, 60))
+def test_runs_are_the_pages_of_a_range(
+    ranges: list[tuple[int, int]], start: int, count: int
+) -> None:
+    real, model = _fill(ranges)
+    found = set[int]()
+    for low, high in real.runs(start * PAGE, (start + count) * PAGE):
+        found.update(range(low // PAGE, high // PAGE))
+    assert found == model & set(range(start, start + count))

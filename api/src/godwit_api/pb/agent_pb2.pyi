@@ -1090,6 +1090,320 @@ class SyncAddressesResponse(_message.Message):
 Global___SyncAddressesResponse: _TypeAlias = SyncAddressesResponse  # noqa: Y015
 
 @_typing.final
+class Archive(_message.Message):
+    """An archive lies on a node as <allowed directory>/<namespace>/<name>.godwit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """the namespace is the migration's"""
+    key: _builtins.bytes
+    """32 bytes"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Archive: _TypeAlias = Archive  # noqa: Y015
+
+@_typing.final
+class CheckpointRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    ARCHIVE_FIELD_NUMBER: _builtins.int
+    LEAVE_RUNNING_FIELD_NUMBER: _builtins.int
+    MANIFEST_JSON_FIELD_NUMBER: _builtins.int
+    leave_running: _builtins.bool
+    """else the pod stays frozen until ReleaseCheckpoint"""
+    manifest_json: _builtins.str
+    """the Pod object"""
+    @_builtins.property
+    def migration(self) -> Global___MigrationRef:
+        """names the PodCheckpoint"""
+
+    @_builtins.property
+    def pod(self) -> Global___PodRef: ...
+    @_builtins.property
+    def archive(self) -> Global___Archive: ...
+    def __init__(
+        self,
+        *,
+        migration: Global___MigrationRef | None = ...,
+        pod: Global___PodRef | None = ...,
+        archive: Global___Archive | None = ...,
+        leave_running: _builtins.bool = ...,
+        manifest_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "leave_running", b"leave_running", "manifest_json", b"manifest_json", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointRequest: _TypeAlias = CheckpointRequest  # noqa: Y015
+
+@_typing.final
+class CheckpointResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TimingsUsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ARCHIVE_BYTES_FIELD_NUMBER: _builtins.int
+    FREEZE_US_FIELD_NUMBER: _builtins.int
+    TIMINGS_US_FIELD_NUMBER: _builtins.int
+    archive_bytes: _builtins.int
+    freeze_us: _builtins.int
+    @_builtins.property
+    def timings_us(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        archive_bytes: _builtins.int = ...,
+        freeze_us: _builtins.int = ...,
+        timings_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_bytes", b"archive_bytes", "freeze_us", b"freeze_us", "timings_us", b"timings_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointResponse: _TypeAlias = CheckpointResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseCheckpointRequest(_message.Message):
+    """The Pod object is gone: ends the frozen processes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migration(self) -> Global___MigrationRef: ...
+    @_builtins.property
+    def pod(self) -> Global___PodRef: ...
+    def __init__(
+        self,
+        *,
+        migration: Global___MigrationRef | None = ...,
+        pod: Global___PodRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseCheckpointRequest: _TypeAlias = ReleaseCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseCheckpointResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseCheckpointResponse: _TypeAlias = ReleaseCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class InspectArchiveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    ARCHIVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migration(self) -> Global___MigrationRef: ...
+    @_builtins.property
+    def archive(self) -> Global___Archive: ...
+    def __init__(
+        self,
+        *,
+        migration: Global___MigrationRef | None = ...,
+        archive: Global___Archive | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectArchiveRequest: _TypeAlias = InspectArchiveRequest  # noqa: Y015
+
+@_typing.final
+class InspectArchiveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MANIFEST_JSON_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    manifest_json: _builtins.str
+    """the Pod object that was written"""
+    pod: _builtins.str
+    created_unix: _builtins.int
+    node: _builtins.str
+    def __init__(
+        self,
+        *,
+        manifest_json: _builtins.str = ...,
+        pod: _builtins.str = ...,
+        created_unix: _builtins.int = ...,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix", b"created_unix", "manifest_json", b"manifest_json", "node", b"node", "pod", b"pod"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectArchiveResponse: _TypeAlias = InspectArchiveResponse  # noqa: Y015
+
+@_typing.final
+class PrepareRestoreRequest(_message.Message):
+    """Verifies all of the archive, fills the store with it and expects the pod."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    ARCHIVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migration(self) -> Global___MigrationRef: ...
+    @_builtins.property
+    def pod(self) -> Global___PodRef: ...
+    @_builtins.property
+    def archive(self) -> Global___Archive: ...
+    def __init__(
+        self,
+        *,
+        migration: Global___MigrationRef | None = ...,
+        pod: Global___PodRef | None = ...,
+        archive: Global___Archive | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareRestoreRequest: _TypeAlias = PrepareRestoreRequest  # noqa: Y015
+
+@_typing.final
+class PrepareRestoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareRestoreResponse: _TypeAlias = PrepareRestoreResponse  # noqa: Y015
+
+@_typing.final
+class CompleteRestoreRequest(_message.Message):
+    """Returns when the pod's processes run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migration(self) -> Global___MigrationRef: ...
+    def __init__(
+        self,
+        *,
+        migration: Global___MigrationRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteRestoreRequest: _TypeAlias = CompleteRestoreRequest  # noqa: Y015
+
+@_typing.final
+class CompleteRestoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TimingsUsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESUMED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    TIMINGS_US_FIELD_NUMBER: _builtins.int
+    resumed_unix_ns: _builtins.int
+    @_builtins.property
+    def timings_us(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        resumed_unix_ns: _builtins.int = ...,
+        timings_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resumed_unix_ns", b"resumed_unix_ns", "timings_us", b"timings_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteRestoreResponse: _TypeAlias = CompleteRestoreResponse  # noqa: Y015
+
+@_typing.final
 class ArmRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -702,6 +702,256 @@ class NodeAgent:
             _registered_method=True)
 
 
+class CheckpointsStub:
+    """Served to the operator only. A restored pod is finished or given up by
+    NodeAgent.FinishTarget or AbortTarget, a broken checkpoint by AbortSource.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Checkpoint = channel.unary_unary(
+                '/godwit.agent.v1.Checkpoints/Checkpoint',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CheckpointResponse.FromString,
+                _registered_method=True)
+        self.ReleaseCheckpoint = channel.unary_unary(
+                '/godwit.agent.v1.Checkpoints/ReleaseCheckpoint',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointResponse.FromString,
+                _registered_method=True)
+        self.InspectArchive = channel.unary_unary(
+                '/godwit.agent.v1.Checkpoints/InspectArchive',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.InspectArchiveRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.InspectArchiveResponse.FromString,
+                _registered_method=True)
+        self.PrepareRestore = channel.unary_unary(
+                '/godwit.agent.v1.Checkpoints/PrepareRestore',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.PrepareRestoreRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.PrepareRestoreResponse.FromString,
+                _registered_method=True)
+        self.CompleteRestore = channel.unary_unary(
+                '/godwit.agent.v1.Checkpoints/CompleteRestore',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CompleteRestoreRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CompleteRestoreResponse.FromString,
+                _registered_method=True)
+
+
+class CheckpointsServicer:
+    """Served to the operator only. A restored pod is finished or given up by
+    NodeAgent.FinishTarget or AbortTarget, a broken checkpoint by AbortSource.
+    """
+
+    def Checkpoint(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseCheckpoint(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectArchive(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareRestore(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteRestore(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CheckpointsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Checkpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CheckpointRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CheckpointResponse.SerializeToString,
+            ),
+            'ReleaseCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseCheckpoint,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointResponse.SerializeToString,
+            ),
+            'InspectArchive': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectArchive,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.InspectArchiveRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.InspectArchiveResponse.SerializeToString,
+            ),
+            'PrepareRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareRestore,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.PrepareRestoreRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.PrepareRestoreResponse.SerializeToString,
+            ),
+            'CompleteRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteRestore,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CompleteRestoreRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CompleteRestoreResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'godwit.agent.v1.Checkpoints', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('godwit.agent.v1.Checkpoints', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Checkpoints:
+    """Served to the operator only. A restored pod is finished or given up by
+    NodeAgent.FinishTarget or AbortTarget, a broken checkpoint by AbortSource.
+    """
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Checkpoints/Checkpoint',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.CheckpointRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.CheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Checkpoints/ReleaseCheckpoint',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Checkpoints/InspectArchive',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.InspectArchiveRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.InspectArchiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Checkpoints/PrepareRestore',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.PrepareRestoreRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.PrepareRestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Checkpoints/CompleteRestore',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.CompleteRestoreRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.CompleteRestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class PeerStub:
     """Served to the other agent of the same migration only.
     """

@@ -183,6 +183,76 @@ class NodeAgentServicer(metaclass=_abc_1.ABCMeta):
 
 def add_NodeAgentServicer_to_server(servicer: NodeAgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class CheckpointsStub:
+    """Served to the operator only. A restored pod is finished or given up by
+    NodeAgent.FinishTarget or AbortTarget, a broken checkpoint by AbortSource.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> CheckpointsAsyncStub: ...
+    Checkpoint: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CheckpointRequest, _agent_pb2.CheckpointResponse]
+    ReleaseCheckpoint: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ReleaseCheckpointRequest, _agent_pb2.ReleaseCheckpointResponse]
+    InspectArchive: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectArchiveRequest, _agent_pb2.InspectArchiveResponse]
+    PrepareRestore: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PrepareRestoreRequest, _agent_pb2.PrepareRestoreResponse]
+    CompleteRestore: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CompleteRestoreRequest, _agent_pb2.CompleteRestoreResponse]
+
+@_typing.type_check_only
+class CheckpointsAsyncStub(CheckpointsStub):
+    """Served to the operator only. A restored pod is finished or given up by
+    NodeAgent.FinishTarget or AbortTarget, a broken checkpoint by AbortSource.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Checkpoint: _aio.UnaryUnaryMultiCallable[_agent_pb2.CheckpointRequest, _agent_pb2.CheckpointResponse]  # type: ignore[assignment]
+    ReleaseCheckpoint: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReleaseCheckpointRequest, _agent_pb2.ReleaseCheckpointResponse]  # type: ignore[assignment]
+    InspectArchive: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectArchiveRequest, _agent_pb2.InspectArchiveResponse]  # type: ignore[assignment]
+    PrepareRestore: _aio.UnaryUnaryMultiCallable[_agent_pb2.PrepareRestoreRequest, _agent_pb2.PrepareRestoreResponse]  # type: ignore[assignment]
+    CompleteRestore: _aio.UnaryUnaryMultiCallable[_agent_pb2.CompleteRestoreRequest, _agent_pb2.CompleteRestoreResponse]  # type: ignore[assignment]
+
+class CheckpointsServicer(metaclass=_abc_1.ABCMeta):
+    """Served to the operator only. A restored pod is finished or given up by
+    NodeAgent.FinishTarget or AbortTarget, a broken checkpoint by AbortSource.
+    """
+
+    @_abc_1.abstractmethod
+    def Checkpoint(
+        self,
+        request: _agent_pb2.CheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.CheckpointResponse, _abc.Awaitable[_agent_pb2.CheckpointResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReleaseCheckpoint(
+        self,
+        request: _agent_pb2.ReleaseCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ReleaseCheckpointResponse, _abc.Awaitable[_agent_pb2.ReleaseCheckpointResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def InspectArchive(
+        self,
+        request: _agent_pb2.InspectArchiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.InspectArchiveResponse, _abc.Awaitable[_agent_pb2.InspectArchiveResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PrepareRestore(
+        self,
+        request: _agent_pb2.PrepareRestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.PrepareRestoreResponse, _abc.Awaitable[_agent_pb2.PrepareRestoreResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CompleteRestore(
+        self,
+        request: _agent_pb2.CompleteRestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.CompleteRestoreResponse, _abc.Awaitable[_agent_pb2.CompleteRestoreResponse]]: ...
+
+def add_CheckpointsServicer_to_server(servicer: CheckpointsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class PeerStub:
     """Served to the other agent of the same migration only."""
 

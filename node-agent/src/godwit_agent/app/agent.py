@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from godwit_agent.app.addresses import Addresses
+from godwit_agent.app.checkpointing import Checkpointer
 from godwit_agent.app.copying import Connect, Copier
 from godwit_agent.app.guarding import Guards
 from godwit_agent.app.housekeeping import Housekeeping
 from godwit_agent.app.journal import JournalStore, Key, Role, Step
-from godwit_agent.app.model import Outcome
+from godwit_agent.app.model import Outcome, PeerNode
 from godwit_agent.app.peers import PeerFactory
 from godwit_agent.app.recover import recover
+from godwit_agent.app.restoring import Restorer
 from godwit_agent.app.source import Source
 from godwit_agent.app.target import Target
 from godwit_agent.config import Config
-from godwit_agent.hostops.model import NodeFacts
+from godwit_agent.hostops.archives import Archives
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import HostPath, NodeFacts
 from godwit_agent.hostops.ports import Host
+from godwit_agent.hostops.spool import Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,20 @@ class Agent:
             default_freeze_timeout_ms=config.freeze_timeout_ms,
         )
         self.target = Target(host=host, journals=self._journals, peers=peers)
+        here = PeerNode(config.node_name, config.node_ip, config.control_port, config.transfer_port)
+        layout = Layout(run_dir=HostPath(str(config.run_dir)))
+        archives = Archives(layout, str(config.checkpoint_dir))
+        self.checkpoints = Checkpointer(
+            host=host,
+            sessions=self.source.sessions,
+            guards=self._guards,
+            archives=archives,
+            spool=lambda uid: Spool(layout, uid),
+            here=here,
+        )
+        self.restores = Restorer(
+            host=host, target=self.target, archives=archives, layout=layout, here=here
+        )
         self.addresses = Addresses(host, config.node_name, self._moving)
 
     def start(self) -> None:

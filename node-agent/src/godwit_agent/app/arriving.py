@@ -80,7 +80,8 @@ class Arriving:
         store = self._require_store()
         store.bind(self._host.pods.find(self._successor))
         store.start_daemons()
-        self._connections = self._connections or self._host.connections.watch(self._ip)
+        if self._ip:  # else it has its own, which nobody knows yet
+            self._connections = self._connections or self._host.connections.watch(self._ip)
         self._armed_ns = self._armed_ns or time.time_ns()
         self._open_network()
 
@@ -110,7 +111,8 @@ class Arriving:
         return sum(len(restored.pids) for restored in self._restored.values())
 
     def take_route(self) -> None:
-        self._host.routes.local(self._ip, self._link().host_interface)
+        if self._ip:
+            self._host.routes.local(self._ip, self._link().host_interface)
         if self._connections:
             self._connections.renew()
 

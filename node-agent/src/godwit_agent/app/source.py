@@ -46,6 +46,11 @@ class Source:
         self._sessions = SourceSessions(host, journals, own_address)
         self.stopping = threading.Event()
 
+    @property
+    def sessions(self) -> SourceSessions:
+        """Checkpoints share them: the same pod cannot be both."""
+        return self._sessions
+
     def stop(self) -> None:
         """Ends streams and trackers; what is frozen, guarded or committed stays so."""
         self.stopping.set()

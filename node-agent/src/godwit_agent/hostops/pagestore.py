@@ -105,6 +105,35 @@ class PageStore:
         (self._directory / f"pagemap-{vpid}.img").write_bytes(content)
         return sum(end - start for start, end in ranges)
 
+    def processes(self) -> tuple[int, ...]:
+        """Process ids that ``populated`` has named: those that were there in the freeze."""
+        return tuple(sorted(v for v, one in self._processes.items() if one.there is not None))
+
+    def kept(self, vpid: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """(ranges with data, ranges of zeros), of those of ``populated`` that have come: CRIU's
+        own images may have others. ``Aborted(VerifyFailed)`` when nothing is known."""
+        process = self._process(vpid)
+        if process.there is None:
+            message = f"process {vpid}: nothing is known of its memory"
+            raise Aborted(Reason.VERIFY_FAILED, message)
+        data: list[tuple[int, int]] = []
+        zero: list[tuple[int, int]] = []
+        for start, end in process.there:
+            for low, high in process.have.runs(start, end):
+                at = low
+                for first, last in process.data.runs(low, high):
+                    if at < first:
+                        zero.append((at, first))
+                    data.append((first, last))
+                    at = last
+                if at < high:
+                    zero.append((at, high))
+        return data, zero
+
+    def read(self, vpid: int, start: int, length: int) -> bytes:
+        """Pages that ``write`` had brought."""
+        return os.pread(self._process(vpid).fd, length, start)
+
     def close(self) -> None:
         with self._lock:
             for process in self._processes.values():

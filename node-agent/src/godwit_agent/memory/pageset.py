@@ -46,6 +46,18 @@ class PageSet:
                 return True
         return False
 
+    def runs(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of the range that are in the set, in order; cut at borders of chunks."""
+        for number, first, last in _pieces(start, end):
+            chunk = self._chunks.get(number)
+            begin = -1 if chunk is None else chunk.find(1, first, last)
+            while chunk is not None and begin >= 0:
+                stop = chunk.find(0, begin, last)
+                stop = last if stop < 0 else stop
+                base = number * _CHUNK_PAGES
+                yield (base + begin) * PAGE, (base + stop) * PAGE
+                begin = chunk.find(1, stop, last)
+
     def __len__(self) -> int:
         return sum(chunk.count(1) for chunk in self._chunks.values())
 

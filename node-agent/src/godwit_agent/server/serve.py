@@ -8,6 +8,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from godwit_agent.app.agent import Agent
+from godwit_agent.server.checkpoints import CheckpointsServicer
 from godwit_agent.server.identity import IdentityStore
 from godwit_agent.server.node_agent import NodeAgentServicer
 from godwit_agent.server.peer import PeerServicer
@@ -28,6 +29,7 @@ class ControlServer:
         self._health = health.HealthServicer()
         agent_pb2_grpc.add_NodeAgentServicer_to_server(NodeAgentServicer(agent), self._server)
         agent_pb2_grpc.add_PeerServicer_to_server(PeerServicer(agent), self._server)
+        agent_pb2_grpc.add_CheckpointsServicer_to_server(CheckpointsServicer(agent), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.port = self._server.add_secure_port(f"{address}:{port}", identity.server_credentials())
 
