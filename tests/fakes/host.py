@@ -211,17 +211,20 @@ class _Cgroups(_Part):
 
 class _Memory(_Part):
     rounds = 0
+    began = 0.0
 
     def bootstrap(self) -> Iterable[tuple[str, str, bytes]]:
         return [("app", "pstree.img", b"tree"), ("app", "inventory.img", b"inv")]
 
     def round(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         self.node.do("round")
+        now = time.monotonic()
+        since_us, self.began = round((now - self.began) * 1e6) if self.began else 0, now
         dirty = self.node.dirty[min(self.rounds, len(self.node.dirty) - 1)]
         self.rounds += 1
         for start in range(0, dirty, len(PAGE)):
             sink.pages("app", 1, 0x10000 + start, memoryview(PAGE))
-        return RoundStats(dirty, dirty, 10, 10)
+        return RoundStats(dirty, dirty, 10, since_us)
 
     def final(self, sink: CopySink) -> RoundStats:
         self.node.do("final_memory")

@@ -10,7 +10,6 @@ import pytest
 
 from fakes.host import FakeNode, World, pod_state
 from godwit_agent.app import fitness
-from godwit_agent.app.copying import FIXED_FREEZE_MS, predicted_freeze_ms
 from godwit_agent.app.guarding import Guards
 from godwit_agent.app.housekeeping import Housekeeping
 from godwit_agent.app.journal import JournalStore, Key, Role, Step
@@ -126,11 +125,6 @@ def test_debris_goes_and_what_lives_stays(node: FakeNode, tmp_path: Path) -> Non
     assert len(journals.attempts()) == 2
     Housekeeping(host, journals, 0).forget_old()
     assert [key.uid for key in journals.attempts()] == [UID]
-
-
-def test_the_prediction_grows_with_what_is_left() -> None:
-    assert predicted_freeze_ms(0, 0) == FIXED_FREEZE_MS
-    assert predicted_freeze_ms(100_000_000, 1_000_000_000) == FIXED_FREEZE_MS + 100
 
 
 def test_a_node_that_is_alike_has_no_obstacles(node: FakeNode) -> None:

@@ -12,23 +12,14 @@ from godwit_agent import log
 from godwit_agent.app.model import CopyProgress
 from godwit_agent.app.outlet import Outlet
 from godwit_agent.app.sessions import SourceSession
-from godwit_agent.hostops.model import RoundStats
+from godwit_agent.memory import rounds
+from godwit_agent.memory.rounds import Decision, Round, Verdict
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable
 from godwit_api.reasons import Reason
 
-MAX_ROUNDS = 12
-# What a freeze costs without a single byte: CRIU's dump and restore of a container (facts.md).
-FIXED_FREEZE_MS = 150
-_SMALL_BYTES = 8 << 20
-_SHRINKS = 0.9
 _TICK_S = 1.0
 
 Connect = Callable[[SourceSession], Outlet]
-
-
-def predicted_freeze_ms(dirty_bytes: int, bandwidth: int) -> int:
-    """The bytes left over, at the bandwidth seen so far, and what is paid anyway."""
-    return FIXED_FREEZE_MS + round(dirty_bytes * 1000 / bandwidth if bandwidth else 0)
 
 
 class Copier:
@@ -86,7 +77,7 @@ class Copier:
             self._rounds(session, 0, 0, lambda _: None)
             return
         for _ in range(3):
-            if self._round(session, session.outlet).dirty_bytes <= _SMALL_BYTES:
+            if self._round(session, session.outlet).left_bytes <= rounds.SMALL_BYTES:
                 break
 
     def _work(
@@ -116,62 +107,55 @@ class Copier:
         session.processes.start_over()
         outlet = session.outlet = self._connect(session)
         outlet.limit(limit)
-        before: RoundStats | None = None
-        for number in range(1, MAX_ROUNDS + 1):
-            start = time.monotonic()
-            this = self._round(session, outlet)
-            progress = _progress(session, number, this, time.monotonic() - start)
-            if _enough(number, before, this, progress, budget_ms):
-                break
-            report(progress)
-            before = this
-        if budget_ms and progress.predicted_freeze_ms > budget_ms:
+        done: list[Round] = []
+        decision = rounds.decide(done, budget_ms=budget_ms)
+        progress = _progress(session, done, decision)
+        while decision.verdict is Verdict.AGAIN:
+            done.append(self._round(session, outlet))
+            decision = rounds.decide(done, budget_ms=budget_ms)
+            progress = _progress(session, done, decision)
+            if decision.verdict is Verdict.AGAIN:
+                report(progress)
+        if decision.verdict is Verdict.REFUSE:
+            report(progress)  # the prediction belongs into the status too
             message = (
-                f"after {number} rounds the freeze is predicted to last "
-                f"{progress.predicted_freeze_ms} ms, the budget is {budget_ms} ms"
+                f"after {len(done)} rounds the freeze is predicted to last "
+                f"{decision.predicted_freeze_ms} ms, the budget is {budget_ms} ms"
             )
             raise Aborted(Reason.FREEZE_BUDGET_EXCEEDED, message)
         outlet.limit(0)
         session.copied = True
         report(replace(progress, converged=True))
 
-    def _round(self, session: SourceSession, outlet: Outlet) -> RoundStats:
+    def _round(self, session: SourceSession, outlet: Outlet) -> Round:
         if session.cancelled.is_set():
             raise Rejected(Reason.CANCELLED, "the copy was cancelled")
         start, sent = time.monotonic(), outlet.bytes_sent
         result = session.processes.copy_round(outlet, session.cancelled)
         outlet.sync()
         seconds, count = time.monotonic() - start, outlet.bytes_sent - sent
-        if count > _SMALL_BYTES or not session.bandwidth:
+        if count > rounds.SMALL_BYTES or not session.bandwidth:
             session.bandwidth = max(round(count / max(seconds, 1e-6)), 1)
-        session.dirty_bytes = result.dirty_bytes
-        return result
+        done = Round(
+            dirty_bytes=result.dirty_bytes,
+            sent_bytes=count,
+            seconds=seconds,
+            since_s=result.since_us / 1e6,
+            bandwidth=session.bandwidth,
+        )
+        session.left_bytes = done.left_bytes
+        return done
 
 
-def _enough(
-    number: int, before: RoundStats | None, this: RoundStats, progress: CopyProgress, budget_ms: int
-) -> bool:
-    if number == MAX_ROUNDS:
-        return True
-    if number > 1 and this.dirty_bytes <= _SMALL_BYTES:
-        return True
-    shrinking = before is None or this.dirty_bytes < before.dirty_bytes * _SHRINKS
-    within = not budget_ms or progress.predicted_freeze_ms <= budget_ms
-    return number > 2 and not shrinking and (within or number > MAX_ROUNDS // 2)
-
-
-def _progress(
-    session: SourceSession, number: int, this: RoundStats, seconds: float
-) -> CopyProgress:
-    # the first round sends everything, so it tells nothing about what is being written
-    left = this.dirty_bytes if number > 1 else 0
+def _progress(session: SourceSession, done: list[Round], decision: Decision) -> CopyProgress:
+    last = done[-1] if done else None
     return CopyProgress(
-        round=number,
+        round=len(done),
         transferred_bytes=session.outlet.bytes_sent if session.outlet else 0,
-        remaining_bytes=left,
-        dirty_bytes_per_s=round(left / max(seconds, 1e-3)),
+        remaining_bytes=last.left_bytes if last else 0,
+        dirty_bytes_per_s=last.dirty_rate if last else 0,
         bandwidth_bytes_per_s=session.bandwidth,
-        predicted_freeze_ms=predicted_freeze_ms(left, session.bandwidth),
+        predicted_freeze_ms=decision.predicted_freeze_ms,
         converged=False,
     )
 

@@ -49,7 +49,7 @@ class SourceSession:
     peer: PeerNode | None = None
     outlet: Outlet | None = None
     copied: bool = False
-    dirty_bytes: int = 0
+    left_bytes: int = 0  # for the freeze to send, by the last round
     bandwidth: int = 0
     busy: Busy = field(default_factory=Busy)
     cancelled: threading.Event = field(default_factory=threading.Event)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from godwit_agent import log
 from godwit_agent.app import forward
-from godwit_agent.app.copying import Copier, predicted_freeze_ms
+from godwit_agent.app.copying import Copier
 from godwit_agent.app.epochs import refuse_stale
 from godwit_agent.app.guarding import Guards
 from godwit_agent.app.journal import JournalStore, Key, Role, Step
@@ -19,6 +19,7 @@ from godwit_agent.app.source_sessions import SourceSessions
 from godwit_agent.app.switching import Switcher
 from godwit_agent.hostops.model import Inspection, Obstacle, PodState
 from godwit_agent.hostops.ports import Host
+from godwit_agent.memory.rounds import predicted_freeze_ms
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -138,7 +139,7 @@ class Source:
             if not session.journal.has(Step.GUARDED):
                 raise Rejected(Reason.WRONG_STEP, "the source is not guarded")
             self._copier.once_more(session)
-            predicted = predicted_freeze_ms(session.dirty_bytes, session.bandwidth)
+            predicted = predicted_freeze_ms(session.left_bytes, session.bandwidth)
             if budget_ms and predicted > budget_ms:
                 message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
                 return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)

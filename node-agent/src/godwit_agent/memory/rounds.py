@@ -1,0 +1,119 @@
+"""Whether another round of copying is worth it. Pure.
+
+A round finds what was written since the one before began, and sends it. What
+a freeze would still have to send is what is written while the round lasts.
+Programs write the same pages again, so the pages written within a time grow
+less than the time does: what a shorter round leaves is at most what it found,
+what a longer one leaves at most that in proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+MAX_ROUNDS = 12
+# What a freeze costs without a single byte: CRIU's dump and restore of a container, measured.
+# The same for every pod: what processes, mappings and sockets add has not been measured.
+FIXED_FREEZE_MS = 150
+# A rest that is sent while CRIU dumps anyway: fewer bytes make the freeze no shorter.
+SMALL_BYTES = 8 << 20
+# Less than a tenth is noise.
+_FALLS = 0.9
+# Rounds without a fall after which a budget is given up: a burst of writes ends, a load stays.
+_PATIENCE = 3
+
+
+class Verdict(Enum):
+    """What follows a round."""
+
+    AGAIN = auto()
+    SWITCH = auto()
+    REFUSE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Facts of one round.
+
+    ``dirty_bytes`` were found written; ``sent_bytes`` went over the wire in ``seconds``, at
+    ``bandwidth`` bytes/s (0: not known); ``since_s``: from the start of the round before to
+    the start of this one, 0 for the first, which finds everything.
+    """
+
+    dirty_bytes: int
+    sent_bytes: int
+    seconds: float
+    since_s: float
+    bandwidth: int
+
+    @property
+    def first(self) -> bool:
+        return self.since_s <= 0
+
+    @property
+    def left_bytes(self) -> int:
+        """At most this much is there to send after the round; 0 where it is not known yet."""
+        if self.first:
+            return 0
+        return round(self.dirty_bytes * max(1.0, self.seconds / self.since_s))
+
+    @property
+    def dirty_rate(self) -> int:
+        """Bytes of pages written per second, each page counted once; 0 where not known yet."""
+        return 0 if self.first else round(self.dirty_bytes / self.since_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, and the freeze that a switch at this moment would bring."""
+
+    verdict: Verdict
+    predicted_freeze_ms: int
+
+
+def predicted_freeze_ms(left_bytes: int, bandwidth: int, base_ms: int = FIXED_FREEZE_MS) -> int:
+    """The bytes left over, at the bandwidth seen so far, and what is paid anyway."""
+    return base_ms + round(left_bytes * 1000 / bandwidth if bandwidth else 0)
+
+
+def decide(
+    done: Sequence[Round], *, budget_ms: int = 0, base_ms: int = FIXED_FREEZE_MS
+) -> Decision:
+    """After the rounds ``done``, oldest first; ``budget_ms`` 0: none.
+
+    A budget below ``base_ms`` is refused before the first round: no round can help.
+    """
+    last = done[-1] if done else None
+    predicted = predicted_freeze_ms(last.left_bytes, last.bandwidth, base_ms) if last else base_ms
+    if budget_ms and base_ms > budget_ms:
+        return Decision(Verdict.REFUSE, predicted)
+    return Decision(_verdict(done, predicted, budget_ms), predicted)
+
+
+def _verdict(done: Sequence[Round], predicted: int, budget_ms: int) -> Verdict:
+    if not done or done[-1].first:
+        return Verdict.AGAIN
+    if budget_ms:
+        if predicted <= budget_ms:
+            return Verdict.SWITCH
+        hopeless = len(done) >= MAX_ROUNDS or _without_fall(done) >= _PATIENCE
+        return Verdict.REFUSE if hopeless else Verdict.AGAIN
+    small = done[-1].left_bytes <= SMALL_BYTES
+    over = len(done) >= MAX_ROUNDS or _without_fall(done) > 0
+    return Verdict.SWITCH if small or over else Verdict.AGAIN
+
+
+def _without_fall(done: Sequence[Round]) -> int:
+    """How many rounds at the end have left no less than the best before them."""
+    best: float | None = None
+    count = 0
+    for one in done:
+        if one.first:
+            continue
+        if best is None or one.left_bytes < best * _FALLS:
+            best, count = one.left_bytes, 0
+        else:
+            count += 1
+    return count

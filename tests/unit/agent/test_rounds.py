@@ -1,0 +1,121 @@
+"""When copying ends, over made-up loads."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from godwit_agent.memory import rounds
+from godwit_agent.memory.rounds import FIXED_FREEZE_MS, MAX_ROUNDS, Decision, Round, Verdict
+
+MB = 1_000_000
+BANDWIDTH = 100 * MB
+
+SIZES = st.integers(0, 64 << 30)
+LATER = st.builds(
+    Round, SIZES, SIZES, st.floats(1e-6, 1e5), st.floats(1e-6, 1e5), st.integers(0, 10**11)
+)
+FIRST = st.builds(Round, SIZES, SIZES, st.floats(1e-6, 1e5), st.just(0.0), st.integers(0, 10**11))
+HISTORIES = st.builds(
+    lambda first, later: [first, *later], FIRST, st.lists(LATER, max_size=MAX_ROUNDS - 1)
+)
+BUDGETS = st.one_of(st.just(0), st.integers(1, 60_000))
+
+
+def first(size: int) -> Round:
+    return Round(size, size, size / BANDWIDTH, 0.0, BANDWIDTH)
+
+
+def drive(size: int, rate: int, budget_ms: int = 0) -> tuple[list[Round], Decision]:
+    """A program of ``size`` bytes that writes ``rate`` bytes/s, no page twice."""
+    done: list[Round] = []
+    while (decision := rounds.decide(done, budget_ms=budget_ms)).verdict is Verdict.AGAIN:
+        if done:
+            since = done[-1].seconds
+            dirty = min(size, round(rate * since))
+            done.append(Round(dirty, dirty, dirty / BANDWIDTH + 1e-3, since, BANDWIDTH))
+        else:
+            done.append(first(size))
+    return done, decision
+
+
+@settings(deadline=None)
+@given(HISTORIES, BUDGETS)
+def test_a_budget_is_kept_or_refused(done: list[Round], budget_ms: int) -> None:
+    decision = rounds.decide(done, budget_ms=budget_ms)
+    assert decision.predicted_freeze_ms >= FIXED_FREEZE_MS
+    if budget_ms and decision.verdict is Verdict.SWITCH:
+        assert decision.predicted_freeze_ms <= budget_ms
+    if decision.verdict is Verdict.REFUSE:
+        assert budget_ms
+        assert max(decision.predicted_freeze_ms, FIXED_FREEZE_MS) > budget_ms
+
+
+@settings(deadline=None)
+@given(st.integers(4096, 64 << 30), st.integers(0, 10**10), BUDGETS)
+def test_every_load_comes_to_an_end(size: int, rate: int, budget_ms: int) -> None:
+    done, decision = drive(size, rate, budget_ms)
+    assert len(done) <= MAX_ROUNDS
+    assert decision.verdict is not Verdict.AGAIN
+
+
+@settings(deadline=None)
+@given(st.integers(64 << 20, 64 << 30), st.integers(0, BANDWIDTH // 2))
+def test_a_load_of_half_the_link_converges_whatever_the_size(size: int, rate: int) -> None:
+    done, decision = drive(size, rate, budget_ms=300)
+    if len(done) < MAX_ROUNDS:
+        assert decision.verdict is Verdict.SWITCH
+
+
+@settings(deadline=None)
+@given(st.integers(1 << 30, 64 << 30), st.integers(2 * BANDWIDTH, 10**10))
+def test_a_load_beyond_the_link_is_refused_within_a_few_rounds(size: int, rate: int) -> None:
+    done, decision = drive(size, rate, budget_ms=500)
+    assert decision.verdict is Verdict.REFUSE
+    assert len(done) < MAX_ROUNDS
+
+
+@settings(deadline=None)
+@given(HISTORIES)
+def test_the_first_round_never_ends_the_copy(done: list[Round]) -> None:
+    assert rounds.decide(done[:1]).verdict is Verdict.AGAIN
+
+
+@settings(deadline=None)
+@given(LATER)
+def test_no_less_is_left_than_was_found_in_the_same_time(one: Round) -> None:
+    assert one.left_bytes >= one.dirty_bytes
+    if one.seconds <= one.since_s:
+        assert one.left_bytes == one.dirty_bytes
+
+
+def test_a_round_that_lasts_longer_than_the_one_before_leaves_more() -> None:
+    assert Round(10 * MB, 10 * MB, 3.0, 1.0, BANDWIDTH).left_bytes == 30 * MB
+
+
+def test_a_budget_below_what_is_paid_anyway_is_refused_before_a_byte_is_sent() -> None:
+    decision = rounds.decide([], budget_ms=FIXED_FREEZE_MS - 1)
+    assert decision == Decision(Verdict.REFUSE, FIXED_FREEZE_MS)
+    assert rounds.decide([], budget_ms=FIXED_FREEZE_MS).verdict is Verdict.AGAIN
+
+
+def test_one_burst_of_writes_is_not_held_against_a_budget() -> None:
+    calm = Round(60 * MB, 60 * MB, 0.6, 1.0, BANDWIDTH)
+    burst = Round(200 * MB, 200 * MB, 2.0, 2.0, BANDWIDTH)
+    done = [first(1000 * MB), calm, burst]
+    assert rounds.decide(done, budget_ms=200).verdict is Verdict.AGAIN
+    assert rounds.decide([*done, burst, burst], budget_ms=200).verdict is Verdict.REFUSE
+
+
+def test_without_a_budget_the_copy_ends_where_rounds_no_longer_help() -> None:
+    same = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH)
+    assert rounds.decide([first(1000 * MB), same]).verdict is Verdict.AGAIN
+    assert rounds.decide([first(1000 * MB), same, same]).verdict is Verdict.SWITCH
+
+
+@pytest.mark.parametrize(
+    ("left", "bandwidth", "expected"), [(0, 0, 0), (100 * MB, 1000 * MB, 100), (MB, 0, 0)]
+)
+def test_the_prediction_grows_with_what_is_left(left: int, bandwidth: int, expected: int) -> None:
+    assert rounds.predicted_freeze_ms(left, bandwidth) == FIXED_FREEZE_MS + expected
