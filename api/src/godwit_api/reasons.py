@@ -53,6 +53,7 @@ class Reason(StrEnum):
     FILE_CANNOT_FOLLOW = "FileCannotFollow"
     HUGE_PAGES = "HugePages"
     SHARED_IPC = "SharedIPC"
+    LOCKED_MEMORY = "LockedMemory"
     FOREIGN_PROCESS = "ForeignProcess"
     NESTED_NAMESPACE = "NestedNamespace"
     TRACED_PROCESS = "TracedProcess"

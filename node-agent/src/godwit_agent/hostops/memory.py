@@ -51,6 +51,7 @@ class _Tracked:
 
     started: int
     tracker: Tracker
+    locked: frozenset[tuple[int, int]]
 
 
 class HostSourceMemory:
@@ -138,6 +139,10 @@ class HostSourceMemory:
                 return
             # what is locked CRIU takes along itself, as long as nobody tracks it
             locked = set(procs.locked(pid))
+            tracked = self._tracked.get(pid)
+            if tracker and tracked and not locked <= tracked.locked:
+                message = f"process {vpid} has locked memory (mlock) while it was copied"
+                raise Aborted(Reason.LOCKED_MEMORY, f"container {container.name}: {message}")
             areas = [
                 (i.start, i.end)
                 for i in procs.mappings(pid)
@@ -172,7 +177,7 @@ class HostSourceMemory:
         if last and self._kind is Tracking.USERFAULTFD:
             return None
         tracker = tracking.make(pid, self._kind, self._scanner)
-        self._tracked[pid] = _Tracked(started, tracker)
+        self._tracked[pid] = _Tracked(started, tracker, frozenset(procs.locked(pid)))
         return tracker
 
     def _everything(
