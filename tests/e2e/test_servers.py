@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from e2e.support import Scene
 from lab import workloads
-from lab.cluster import ROOT
 
 pytestmark = pytest.mark.support
 
@@ -28,23 +26,6 @@ while data := answer.read(1 << 16):
     digest.update(data)
     time.sleep(0.01)
 print(digest.hexdigest())
-"""
-
-_DATAGRAMS = """
-import socket, sys, threading, os
-ended = threading.Event()
-threading.Thread(target=lambda: (os.read(0, 1), ended.set()), daemon=True).start()
-talk = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-talk.connect((sys.argv[1], 7007))
-talk.settimeout(20)
-number = 0
-while not ended.is_set():
-    number += 1
-    talk.send(b"%d" % number)
-    answer = talk.recv(100)
-    assert answer == b"%d %d" % (number, number), (number, answer)
-    if number == 1: print("begun", flush=True)
-print(number)
 """
 
 
@@ -93,21 +74,3 @@ def test_nginx_downloads_are_byte_exact(scene: Scene) -> None:
     downloads = [client(scene, "-c", _DOWNLOAD, address) for _ in range(3)]
     there_and_back(scene, "nginx, 3 downloads of 60 MB in flight")
     assert [end(one) for one in downloads] == [wanted] * 3
-
-
-def test_nodejs_with_300_connections(scene: Scene) -> None:
-    address = start(scene, 7000, "node", "/lab/counters.mjs")
-    script = str(ROOT / "lab" / "connections.py")
-    running = client(scene, script, address, "7000", "300")
-    there_and_back(scene, "Node.js, 300 connections")
-    report = json.loads(end(running))
-    assert report["faults"] == []
-    assert report["answered"] > 300 * 10
-
-
-def test_udp_echo_loses_nothing(scene: Scene) -> None:
-    """Stop and wait: a datagram that the freeze swallows would stop the client."""
-    address = start(scene, 7000, "python3", "/lab/udp_echo.py")
-    running = client(scene, "-c", _DATAGRAMS, address)
-    there_and_back(scene, "UDP echo")
-    assert int(end(running)) > 100
