@@ -89,4 +89,5 @@ class Reason(StrEnum):
     # Progress and success
     PENDING = "Pending"
     IN_PROGRESS = "InProgress"
+    DRY_RUN = "DryRun"
     SUCCEEDED = "Succeeded"
