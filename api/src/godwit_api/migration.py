@@ -97,6 +97,7 @@ class Spec(View, frozen=True):
     target: Target = Target()
     timeouts: Timeouts = Timeouts()
     freeze_budget_milliseconds: int | None = None
+    dry_run: bool | None = None
     bandwidth_limit: int | str | None = None  # bytes per second, or a quantity
 
 
@@ -176,6 +177,10 @@ class Status(View, frozen=True):
     freeze: str = ""
     freeze_milliseconds: float | None = None
     predicted_freeze_milliseconds: int | None = None
+    predicted_total_seconds: float | None = None
+    dirty_bytes_per_second: int | None = None
+    bandwidth_bytes_per_second: int | None = None
+    copy_seconds_left: float | None = None
     transferred_bytes: int | None = None
     remaining_bytes: int | None = None
     rounds: int | None = None

@@ -96,4 +96,5 @@ class Reason(StrEnum):
     # Progress and success
     PENDING = "Pending"
     IN_PROGRESS = "InProgress"
+    DRY_RUN = "DryRun"
     SUCCEEDED = "Succeeded"

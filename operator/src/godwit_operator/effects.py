@@ -14,6 +14,7 @@ from godwit_api.migration import Failure, PodMigration
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.pods import Node, Pod
 from godwit_api.reasons import Reason
+from godwit_operator import progress
 from godwit_operator.addresses import Addresses
 from godwit_operator.agents import Agent, AgentPool
 from godwit_operator.bridge import Bridge
@@ -161,18 +162,16 @@ class Effects:
         last: pb.CopyProgress | None = None
         learned = Learned()
         agent = await self._source()
+        note, begin = migration.status.handover, time.monotonic()
         async for last in agent.copy(request, spec.timeouts.copy_seconds):
-            learned = Learned(
-                status={
-                    "rounds": last.round,
-                    "transferred_bytes": last.transferred_bytes,
-                    "remaining_bytes": last.remaining_bytes,
-                    "predicted_freeze_milliseconds": last.predicted_freeze_ms,
-                }
-            )
+            learned = Learned(status=progress.of_copy(last, note.memory_bytes + note.files_bytes))
             await self.report(learned)
         if last is None or not last.converged:
             raise Retryable(Reason.COPY_FAILED, "The copy ended before it had converged")
+        if spec.dry_run:
+            total = time.monotonic() - begin + last.predicted_freeze_ms / 1000
+            found = Learned(status={"predicted_total_seconds": round(total, 3)})
+            learned = learned.merged(found)
         return Done(), learned.merged(Learned(note={"copied": True}))
 
     # -- the handover ---------------------------------------------------------------------
@@ -375,6 +374,7 @@ def _ended(response: pb.SwitchResponse, migration: PodMigration) -> Answer:
             "freeze": f"{freeze_ms:.0f}ms",
             "transferred_bytes": response.transferred_bytes or migration.status.transferred_bytes,
             "remaining_bytes": 0,
+            "copy_seconds_left": None,
             "timings": dict(response.timings_us),
         }
     )

@@ -79,6 +79,7 @@ class Observation:
     epoch: int = 0
     bare: bool = False
     cancel: bool = False
+    dry_run: bool = False  # ends after the copy, by the way back
     overdue: bool = False
     attempt_open: bool = False  # the source has not confirmed an abort of this epoch
     guarded: bool = False
@@ -178,6 +179,8 @@ def _after(seen: Observation) -> Step:
             return Step.PREPARE_TARGET
         case Step.PREPARE_TARGET:
             return Step.COPY
+        case Step.COPY if seen.dry_run:
+            return Step.RELEASE_SOURCE
         case Step.COPY:
             return Step.GUARD if seen.delete_intended else Step.BRIDGE
         case Step.BRIDGE:
@@ -235,7 +238,9 @@ def _back(seen: Observation) -> Decision:
     if not over:
         return Decision(seen.step)
     following = BACK[BACK.index(seen.step) + 1 :]
-    return Decision(following[0] if following else Step.ABORTED)
+    if following:
+        return Decision(following[0])
+    return Decision(Step.SUCCEEDED if seen.dry_run and seen.failure is None else Step.ABORTED)
 
 
 def _onward(seen: Observation) -> Decision:
@@ -312,9 +317,14 @@ def check(seen: Observation, decision: Decision) -> None:
     closes_now = seen.step is Step.ABORT_ATTEMPT and isinstance(seen.result, Done)
     facts = replace(seen, attempt_open=seen.attempt_open and not closes_now)
     rules: dict[Step, bool] = {
-        Step.DELETE_POD: facts.guarded and facts.rule_proven and not committed,
+        Step.BRIDGE: not facts.dry_run,
+        Step.DELETE_POD: not facts.dry_run
+        and facts.guarded
+        and facts.rule_proven
+        and not committed,
         Step.CREATE_SUCCESSOR: facts.delete_intended and facts.guarded and not committed,
         Step.DELETE_SUCCESSOR: facts.rule_proven and not facts.attempt_open and not committed,
+        Step.GUARD: not facts.dry_run,
         Step.RELEASE_SUCCESSOR: facts.expected and facts.guarded and facts.attempt_open,
         Step.SWITCH: facts.released and facts.attempt_open and not committed,
         Step.RELEASE_SOURCE: not committed and (not pod_deleted or lost),
@@ -326,7 +336,8 @@ def check(seen: Observation, decision: Decision) -> None:
         Step.FINISH_SOURCE: committed,
         Step.FINISH_TARGET: committed,
         Step.REMOVE_BRIDGE: committed or not pod_deleted or lost,
-        Step.SUCCEEDED: committed and not seen.returning,
+        Step.SUCCEEDED: (committed and not seen.returning)
+        or (facts.dry_run and not (committed or facts.guarded or facts.delete_intended)),
         Step.ABORTED: committed or not pod_deleted or lost,
         Step.REJECTED: seen.step in BEFORE_TOUCH or seen.step is Step.REJECTED,
     }

@@ -114,6 +114,7 @@ def observation(
         epoch=status.epoch,
         bare=note.owner_kind == "",
         cancel=cancel,
+        dry_run=bool(migration.spec.dry_run),
         overdue=now - started > bound_seconds(step, migration.spec.timeouts),
         attempt_open=note.attempt_open,
         guarded=note.guarded,
@@ -138,6 +139,12 @@ def waiting(migration: PodMigration, status: Status, failure: Failure, now: floa
 def _told(status: Status, note: Handover, step: Step) -> tuple[str, str]:
     failure = note.failure
     match step:
+        case Step.SUCCEEDED if not note.committed:
+            predicted = status.predicted_freeze_milliseconds
+            return (
+                Reason.DRY_RUN,
+                f"A move to {status.target_node} is predicted to freeze the pod for {predicted} ms",
+            )
         case Step.SUCCEEDED:
             frozen = f", frozen for {status.freeze}" if status.freeze else ""
             return (

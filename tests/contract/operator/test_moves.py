@@ -195,6 +195,22 @@ async def test_failing_switch_brings_the_pod_home(scene: Scene, kind: str) -> No
     await scene.nothing_left(result["metadata"]["uid"])
 
 
+async def test_a_dry_run_reports_and_leaves_the_pod_alone(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    result = await scene.migrate(pod["metadata"]["name"], dryRun=True)
+    status = result["status"]
+    assert (status["phase"], status["reason"]) == ("Succeeded", "DryRun"), status
+    assert status["predictedFreezeMilliseconds"] == 80
+    assert status["transferredBytes"] == 1000
+    assert status["predictedTotalSeconds"] >= 0.08
+    assert "freeze" not in status
+    after = await scene.ready_pod()
+    assert after["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert after["spec"]["nodeName"] == pod["spec"]["nodeName"] == scene.world.running_on
+    assert not {"guard", "expect_pod", "switch"} & {call for _, call, _ in scene.world.calls}
+    await scene.nothing_left(result["metadata"]["uid"])
+
+
 async def test_failing_switch_with_a_selector_takes_the_next_node(scene: Scene) -> None:
     pod = await scene.workload("StatefulSet")
     scene.world.fail["switch"] = [Aborted(Reason.RESTORE_FAILED, "bad image")]

@@ -76,6 +76,24 @@ def test_nothing_was_touched_in_checking(step: Step) -> None:
     assert plan(Observation(step=step, cancel=True)).step is Step.ABORTED
 
 
+def test_a_dry_run_ends_after_the_copy() -> None:
+    way = [Step.COPY]
+    while way[-1] not in ENDS:
+        way.append(after(way[-1], dry_run=True, attempt_open=True).step)
+    assert way == [Step.COPY, *BACK, Step.SUCCEEDED]
+
+
+def test_a_dry_run_that_failed_has_not_succeeded() -> None:
+    assert after(BACK[-1], dry_run=True, failure=FAILURE).step is Step.ABORTED
+
+
+@pytest.mark.parametrize("step", [Step.BRIDGE, Step.GUARD, Step.DELETE_POD])
+def test_a_dry_run_never_touches(step: Step) -> None:
+    facts = {"guarded": True, "rule_proven": True, "attempt_open": True}
+    with pytest.raises(InvariantError):
+        check(Observation(step=Step.COPY, dry_run=True, **facts), Decision(step))  # type: ignore[arg-type]
+
+
 def test_a_pod_deleted_by_somebody_else_gives_everything_back() -> None:
     decision = after(Step.COPY, source=Source.GONE, attempt_open=True)
     assert decision.step is Step.RELEASE_SOURCE
@@ -168,7 +186,7 @@ class World:
 class Simulation:
     """Drives a migration like the driver, with fates for each effect."""
 
-    def __init__(self, *, bare: bool, selector: bool) -> None:
+    def __init__(self, *, bare: bool, selector: bool, dry_run: bool = False) -> None:
         self.world = World()
         self.selector = selector
         self.now = time.time()
@@ -178,7 +196,7 @@ class Simulation:
             status = msgspec.structs.replace(status, handover=note)
         self.migration = PodMigration(
             metadata=Metadata(name="m", namespace="n", uid="m", generation=1),
-            spec=Spec(pod_name="p-0"),
+            spec=Spec(pod_name="p-0", dry_run=dry_run),
             status=status,
         )
         self.result: Result | None = None
@@ -187,6 +205,7 @@ class Simulation:
         self.ended_at = 0
 
     def turn(self, fate: str) -> None:
+        dry_run = self.migration.spec.dry_run
         status = apply(self.migration.status, self.learned)
         source = Source.PRESENT if self.world.pod else Source.GONE
         seen = observation(
@@ -220,6 +239,7 @@ class Simulation:
             return
         self.result, self.learned = self.effect(decision.step)
         self.world.assert_safe()
+        assert not dry_run or self.world == World(), "a dry run touches nothing"
         if fate == "crash after":
             self.result, self.learned = None, Learned()
         if fate == "reply lost":
@@ -341,9 +361,9 @@ class Breaking(RuleBasedStateMachine):
 
     simulation: Simulation
 
-    @initialize(bare=st.booleans(), selector=st.booleans())
-    def start(self, bare: bool, selector: bool) -> None:
-        self.simulation = Simulation(bare=bare, selector=selector)
+    @initialize(bare=st.booleans(), selector=st.booleans(), dry_run=st.booleans())
+    def start(self, bare: bool, selector: bool, dry_run: bool) -> None:
+        self.simulation = Simulation(bare=bare, selector=selector, dry_run=dry_run)
 
     @rule(fate=FATES)
     def turn(self, fate: str) -> None:
@@ -375,6 +395,9 @@ def converge(simulation: Simulation) -> None:
     phase = simulation.migration.phase
     assert phase.final, status
     match phase:
+        case Phase.SUCCEEDED if simulation.migration.spec.dry_run:
+            assert world == World()
+            assert status.reason == Reason.DRY_RUN
         case Phase.SUCCEEDED:
             assert world.committed
             assert world.runs_at == status.target_node != "source"

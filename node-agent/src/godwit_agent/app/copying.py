@@ -149,13 +149,15 @@ class Copier:
 
 def _progress(session: SourceSession, done: list[Round], decision: Decision) -> CopyProgress:
     last = done[-1] if done else None
+    # the first round sends everything, so it tells nothing about what is being written
+    known = decision.verdict is not Verdict.AGAIN or (last is not None and not last.first)
     return CopyProgress(
         round=len(done),
         transferred_bytes=session.outlet.bytes_sent if session.outlet else 0,
         remaining_bytes=last.left_bytes if last else 0,
         dirty_bytes_per_s=last.dirty_rate if last else 0,
         bandwidth_bytes_per_s=session.bandwidth,
-        predicted_freeze_ms=decision.predicted_freeze_ms,
+        predicted_freeze_ms=decision.predicted_freeze_ms if known else 0,
         converged=False,
     )
 
@@ -164,4 +166,9 @@ def _ticking(session: SourceSession, latest: CopyProgress | None) -> CopyProgres
     sent = session.outlet.bytes_sent if session.outlet else 0
     if latest is None:
         return CopyProgress(1, sent, 0, 0, 0, 0, converged=False)
-    return replace(latest, transferred_bytes=sent)
+    since = sent - latest.transferred_bytes
+    return replace(
+        latest,
+        transferred_bytes=sent,
+        remaining_bytes=max(latest.remaining_bytes - since, 0),
+    )
