@@ -122,7 +122,7 @@ class Inspection:
             memory_bytes=sum(c.memory_bytes for c in answer.containers),
             files_bytes=sum(c.files_bytes for c in answer.containers),
         )
-        home = pod.metadata.annotations.get(HOME_NODE_ANNOTATION) or answer.address_home or node
+        home = pod.metadata.annotations.get(HOME_NODE_ANNOTATION) or node
         note = {
             "containers": [container.name for container in answer.containers],
             "memory_bytes": facts.memory_bytes,

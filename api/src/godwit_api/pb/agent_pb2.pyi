@@ -319,9 +319,6 @@ class CheckSourceResponse(_message.Message):
     OBSTACLES_FIELD_NUMBER: _builtins.int
     CONTAINERS_FIELD_NUMBER: _builtins.int
     CPU_FEATURES_FIELD_NUMBER: _builtins.int
-    ADDRESS_HOME_FIELD_NUMBER: _builtins.int
-    address_home: _builtins.str
-    """node that must keep the address reserved; empty if this one"""
     @_builtins.property
     def obstacles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Obstacle]:
         """all of them at once"""
@@ -336,11 +333,10 @@ class CheckSourceResponse(_message.Message):
         obstacles: _abc.Iterable[Global___Obstacle] | None = ...,
         containers: _abc.Iterable[Global___ContainerFacts] | None = ...,
         cpu_features: _abc.Iterable[_builtins.str] | None = ...,
-        address_home: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_home", b"address_home", "containers", b"containers", "cpu_features", b"cpu_features", "obstacles", b"obstacles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "cpu_features", b"cpu_features", "obstacles", b"obstacles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
