@@ -41,6 +41,9 @@ _OPTIONS = "network-lock skip\nghost-limit 268435456\n"
 _ERROR = re.compile(r"^.*\bError \(.*$", re.MULTILINE)
 _SPACE = re.compile(r"[\s\"'#]")
 _KILL_TIMEOUT_S = 5.0
+# CRIU hears us when its dump has come to the page server. On a loaded node that takes its time,
+# and there is no other way back: to give up leaves the pod frozen until a person comes.
+LET_GO_TIMEOUT_S = 60.0
 
 
 def directory_of(layout: Layout, migration_uid: str, container_id: str) -> HostPath:
@@ -126,7 +129,7 @@ class HostGatedDump:
                 content = path.read_bytes()
                 yield path.name, timers.mend(content) if path.name == timers.FILES else content
 
-    def reject(self, timeout_s: float = 5.0) -> None:
+    def reject(self, timeout_s: float = LET_GO_TIMEOUT_S) -> None:
         if not self._opened:
             self.kill()
         else:

@@ -150,7 +150,7 @@ class GatedDump(Protocol):
     def images(self) -> Iterator[tuple[str, bytes]]:
         """(name, content), pages of what is not lazy included."""
 
-    def reject(self, timeout_s: float = 5.0) -> None:
+    def reject(self, timeout_s: float = 60.0) -> None:
         """CRIU lets go of the processes, which stay frozen; sockets leave repair mode.
         Correct in every state, also when the dump has failed by itself or never began.
         Call it before thawing. ``Unsafe`` when CRIU cannot be made to let go."""
