@@ -30,7 +30,7 @@ from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.ports import Hooks
 from godwit_agent.hostops.shadow import write_shadow
 from godwit_agent.memory import timers
-from godwit_api.errors import Aborted, Unsafe
+from godwit_api.errors import Aborted, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _PORT = 27000
@@ -224,14 +224,15 @@ class HostDumps:
             pid = int((path / "pid").read_text())
         except (OSError, ValueError):
             return
-        deadline = time.monotonic() + _KILL_TIMEOUT_S
+        deadline = time.monotonic() + LET_GO_TIMEOUT_S
         while container.id in procs.read(pid, "cmdline"):
             if time.monotonic() > deadline:
                 message = f"CRIU (process {pid}) does not let go of container {container.id}"
                 raise Unsafe(Reason.DUMP_FAILED, message)
-            thread = NetnsThread(f"/proc/{pid}/ns/net")
-            thread.call(lambda: say(command))
-            thread.close()
+            with contextlib.suppress(Retryable):  # it has ended since we looked
+                thread = NetnsThread(f"/proc/{pid}/ns/net")
+                thread.call(lambda: say(command))
+                thread.close()
             time.sleep(0.02)
 
 
