@@ -56,6 +56,10 @@ class HookFiles:
                 self._rings += 1
                 self._bell.notify_all()
 
+    def forget_failpoints(self) -> None:
+        """The hook has no setting of its own: it obeys a directory that a test's agent made."""
+        shutil.rmtree(self._base / "failpoints", ignore_errors=True)
+
     def wait(self, look: Callable[[], T | None], timeout_s: float) -> T | None:
         """Calls ``look`` now and after each ring until it returns something; None in the end."""
         deadline = time.monotonic() + timeout_s

@@ -30,6 +30,8 @@ def real_host(config: Config) -> Host:
     addresses = HostAddresses(layout)
     probe = HostProbe(layout, addresses)
     hooks = HookFiles(layout)
+    if not config.failpoints:
+        hooks.forget_failpoints()
     return Host(
         pods=HostPods(layout),
         inspector=HostInspector(layout),
