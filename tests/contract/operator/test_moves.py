@@ -25,6 +25,7 @@ from godwit_operator.kube import (
     POLICIES,
     SERVICES,
     HttpKubeApi,
+    NotFoundError,
     Resource,
     find,
 )
@@ -124,6 +125,17 @@ class Scene:
         await asyncio.wait_for(driver.run(), 60)
         return await self.api.get(MIGRATIONS, self.namespace, "m")
 
+    async def leave(self) -> None:
+        """Remove migrations by force: an operator of a later test would drive them on,
+        with that test's agents."""
+        for item in await self.api.list(MIGRATIONS, self.namespace):
+            name = item["metadata"]["name"]
+            with contextlib.suppress(NotFoundError):
+                await self.api.delete(MIGRATIONS, self.namespace, name)
+                await self.api.patch(
+                    MIGRATIONS, self.namespace, name, {"metadata": {"finalizers": None}}
+                )
+
     async def nothing_left(self, uid: str) -> None:
         assert await find(self.api, POLICIES, None, f"godwit-handover-{uid}") is None
         assert await find(self.api, BINDINGS, None, f"godwit-handover-{uid}") is None
@@ -153,6 +165,7 @@ async def scene(api: HttpKubeApi, request: pytest.FixtureRequest) -> AsyncIterat
         kubelet.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await kubelet
+        await scene.leave()
         assert not scene.world.empty_starts
 
 
