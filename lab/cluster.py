@@ -228,7 +228,10 @@ class Cluster:
             "w=[x.encode() for x in sys.argv[2:]]\n"
             "s.sendall(b'*%d\\r\\n'%len(w)+b''.join(b'$%d\\r\\n%s\\r\\n'%(len(x),x) for x in w))\n"
             "b=b''\n"
-            "while not b.endswith(b'\\r\\n'): b+=s.recv(65536)\n"
+            "while not b.endswith(b'\\r\\n'):\n"
+            "    c=s.recv(65536)\n"
+            "    if not c: sys.exit('the server closed the connection')\n"
+            "    b+=c\n"
             "sys.stdout.write(b.decode(errors='replace'))\n"
         )
         words = ("client", "exec", "--", sys.executable, "-c", script, address, *words)

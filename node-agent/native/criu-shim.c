@@ -1,6 +1,6 @@
 /*
  * What CRIU 4.2 does differently for Godwit. Linked into the CRIU that Godwit ships
- * (scripts/bundle-criu); all but the last without effect unless GODWIT_DIRTY_ONLY or
+ * (scripts/bundle-criu); the first two without effect unless GODWIT_DIRTY_ONLY or
  * GODWIT_INIT_PID is set.
  *
  * GODWIT_DIRTY_ONLY, for a dump: two questions, answered faster.
@@ -23,22 +23,41 @@
  * Which limits does a process have? (criu/cr-dump.c, dump_task_rlimits) prlimit(2) tells a
  * process of another user only to CAP_SYS_RESOURCE, which some nodes withhold from root;
  * /proc/PID/limits says the same to everybody.
+ *
+ * How does the page daemon serve a process that changes its memory meanwhile? (criu/uffd.c)
+ * - A copy that the kernel refuses because the layout is being changed (EAGAIN) is tried again
+ *   from the image. --auto-dedup frees the pages when they are read, so the second time they are
+ *   zero. Here they are freed when they have been copied, and no longer once there is a child.
+ * - A copy that crosses the border of a mapping split since (mprotect, mremap) is refused whole,
+ *   for ever. Here it shrinks until it fits.
+ * - After madvise(MADV_DONTNEED) the daemon unregisters the range, at a time when the process may
+ *   have unmapped it already (EINVAL: the daemon ends, and what it still had reads as zero) or have
+ *   moved other memory there, whose pages then read as zero. Here the range stays registered; what
+ *   is touched there is answered with a zero page.
+ * - Faults come before what is sent unasked; a process that faults all the time never gets the
+ *   rest. Here every eighth turn is for the rest.
+ * - A signal, even SIGCONT, ends epoll_wait(2) and with it the daemon. Here it waits again.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/ioctl.h>
 #include <linux/sched.h>
 #include <linux/netlink.h>
+#include <linux/userfaultfd.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#define PAGE_BYTES 4096UL
 
 /* linux/fs.h, 6.7 */
 #define PAGEMAP_SCAN 0xc0606610UL
@@ -64,6 +83,66 @@ static int wanted(void)
 	return answer;
 }
 
+/* What the page daemon has read last, and whether a page may be needed once more: by a child. */
+static struct {
+	int fd;
+	const void *buffer;
+	off64_t offset;
+	size_t size;
+	int forked;
+} served;
+
+ssize_t pread64(int fd, void *buffer, size_t size, off64_t offset)
+{
+	ssize_t got = syscall(SYS_pread64, fd, buffer, size, offset);
+	served.fd = fd;
+	served.buffer = buffer;
+	served.offset = offset;
+	served.size = got > 0 ? got : 0;
+	return got;
+}
+
+ssize_t read(int fd, void *buffer, size_t size)
+{
+	ssize_t got = syscall(SYS_read, fd, buffer, size);
+	if (got == sizeof(struct uffd_msg) && *(uint8_t *)buffer == UFFD_EVENT_FORK)
+		served.forked = 1;
+	return got;
+}
+
+int epoll_wait(int fd, struct epoll_event *events, int most, int timeout)
+{
+	static unsigned calls;
+	if (!timeout && ++calls % 8 == 0)
+		return 0;
+	int count;
+	do
+		count = (int)syscall(SYS_epoll_pwait, fd, events, most, timeout, NULL, 8);
+	while (count < 0 && errno == EINTR);
+	return count;
+}
+
+/* A range that is no longer within one mapping is refused as a whole (ENOENT): less of it may do.
+ * What was copied before a refusal is reported with EAGAIN, as the kernel does it. */
+static int copy_what_fits(int fd, struct uffdio_copy *copy)
+{
+	const uint64_t asked = copy->len;
+	int result = (int)syscall(SYS_ioctl, fd, UFFDIO_COPY, copy);
+	while (result && copy->copy == -ENOENT && copy->len > PAGE_BYTES) {
+		copy->len = copy->len / 2 & ~(PAGE_BYTES - 1);
+		result = (int)syscall(SYS_ioctl, fd, UFFDIO_COPY, copy);
+	}
+	int error = !result && copy->len < asked ? EAGAIN : errno;
+	if (copy->copy > 0 && !served.forked && copy->src == (uintptr_t)served.buffer &&
+	    (uint64_t)copy->copy <= served.size)
+		fallocate(served.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, served.offset,
+			  copy->copy);
+	result = result || copy->len < asked ? -1 : 0;
+	copy->len = asked;
+	errno = error;
+	return result;
+}
+
 int ioctl(int fd, unsigned long request, ...)
 {
 	va_list list;
@@ -77,6 +156,10 @@ int ioctl(int fd, unsigned long request, ...)
 		    (scan->inverted & absent) == absent)
 			scan->mask |= PAGE_IS_WRITTEN;
 	}
+	if (request == UFFDIO_COPY)
+		return copy_what_fits(fd, argument);
+	if (request == UFFDIO_UNREGISTER)
+		return 0;
 	return (int)syscall(SYS_ioctl, fd, request, argument);
 }
 

@@ -41,7 +41,7 @@ class PageDaemon:
         reader, writer = os.pipe()
         arguments = self._layout.command(
             *(self._layout.criu, "lazy-pages", "-D", self._pages, "-W", self._work),
-            *("-o", "lazy.log", "-v1", "--auto-dedup", "--status-fd", str(writer)),
+            *("-o", "lazy.log", "-v1", "--status-fd", str(writer)),
         )
         try:
             self._process = subprocess.Popen(

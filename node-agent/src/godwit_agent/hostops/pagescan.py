@@ -18,6 +18,7 @@ _PAGEMAP_SCAN = 0xC0606610
 _ARGUMENT = struct.Struct("<12Q")
 _REGION = struct.Struct("<QQQ")
 _WALK_END = 4 * 8
+_TRACKED = 1 << 0  # PAGE_IS_WPALLOWED: of the mapping, not of the page
 _WRITTEN, _FILE, _PRESENT, _SWAPPED, _PFNZERO = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 _GUARD = 1 << 8  # MADV_GUARD_INSTALL, told apart since 6.15
 _WP_MATCHING = 1
@@ -52,6 +53,11 @@ class Scanner:
                 _append(found, region[0], region[1])
         return found
 
+    def untracked(self, pagemap: int, start: int, end: int) -> bool:
+        """Whether something is there in a mapping that is not tracked."""
+        with self._lock:
+            return any(True for _ in self._scan(pagemap, start, end, 0, 0, without=_TRACKED))
+
     def look(
         self, pagemap: int, start: int, end: int
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -61,7 +67,8 @@ class Scanner:
         with self._lock:
             for low, high, categories in self._scan(pagemap, start, end, 0, 0):
                 _append(there, low, high)
-                if categories & _WRITTEN:
+                # the mark of a page says nothing in a mapping that is not tracked (``tracking``)
+                if categories & _WRITTEN or not categories & _TRACKED:
                     _append(written, low, high)
         return written, there
 
@@ -80,9 +87,9 @@ class Scanner:
             os.close(pagemap)
 
     def _scan(
-        self, pagemap: int, start: int, end: int, flags: int, more: int
+        self, pagemap: int, start: int, end: int, flags: int, more: int, without: int = 0
     ) -> Iterator[tuple[int, int, int]]:
-        """Regions of equal category; ``more`` must be among the categories."""
+        """Regions of equal category; ``more`` must be among the categories, ``without`` not."""
         while start < end:
             argument = bytearray(
                 _ARGUMENT.pack(
@@ -94,10 +101,10 @@ class Scanner:
                     self._address,
                     _REGIONS,
                     0,
-                    self._absent,  # inverted
-                    self._absent | more,  # all of these
+                    self._absent | without,  # inverted
+                    self._absent | without | more,  # all of these
                     _PRESENT | _SWAPPED,  # any of these
-                    _WRITTEN,  # to be told
+                    _TRACKED | _WRITTEN,  # to be told
                 )
             )
             count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)

@@ -48,18 +48,27 @@ class WriteProtectTracker:
     def __init__(self, pid: int, scanner: Scanner) -> None:
         self._fd = userfault.take(pid)
         self._scanner = scanner
+        self._trusted = True
 
     def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> Ranges:
-        found: Ranges = []
-        for start, end in areas:
-            if userfault.register(self._fd, start, end):
-                found += self._scanner.rearm(pagemap, start, end)
+        return [found for start, end in areas for found in self._ranges(pagemap, start, end)]
+
+    def _ranges(self, pagemap: int, start: int, end: int) -> Ranges:
+        scanner = self._scanner
+        try:
+            if not scanner.untracked(pagemap, start, end):
+                found = scanner.rearm(pagemap, start, end)
+            elif userfault.register_anew(self._fd, start, end):
+                found = scanner.rearm(pagemap, start, end)
             else:
-                found += self._scanner.look(pagemap, start, end)[0]
-        return found
+                found = scanner.look(pagemap, start, end)[0]
+        except OSError:  # of a process that changed its mappings between two of our calls
+            self._trusted = False
+        return found if self._trusted else scanner.look(pagemap, start, end)[1]
 
     def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> tuple[Ranges, Ranges]:
-        return everything(self._scanner, pagemap, areas)
+        written, there = everything(self._scanner, pagemap, areas)
+        return (written if self._trusted else there), there
 
     def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
         yield 0, len(data)

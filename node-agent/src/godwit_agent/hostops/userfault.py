@@ -23,6 +23,7 @@ _FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY
 _API_VERSION = 0xAA
 _FEATURE_WP_UNPOPULATED, _FEATURE_WP_ASYNC = 1 << 13, 1 << 15
 _UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
+_UFFDIO_UNREGISTER, _UFFDIO_WRITEPROTECT = 0x8010AA01, 0xC018AA06
 _MODE_WP = 2
 _API = struct.Struct("<QQQ")
 _REGISTER = struct.Struct("<QQQQ")
@@ -67,6 +68,23 @@ def register(fd: int, start: int, end: int) -> bool:
     try:
         fcntl.ioctl(fd, _UFFDIO_REGISTER, request)
     except OSError:
+        return False
+    return True
+
+
+def register_anew(fd: int, start: int, end: int) -> bool:
+    """As ``register``, and every page there counts as written. ``OSError``: it may be that a part
+    of the range is tracked with marks from before.
+
+    A mapping that mremap(2) has moved, and one that the moved one was merged with, is no longer
+    registered (mm/userfaultfd.c, mremap_userfaultfd_prep), but its pages may keep their marks.
+    """
+    if not register(fd, start, end):
+        return False
+    try:
+        fcntl.ioctl(fd, _UFFDIO_WRITEPROTECT, bytearray(struct.pack("<QQQ", start, end - start, 0)))
+    except OSError:
+        fcntl.ioctl(fd, _UFFDIO_UNREGISTER, bytearray(struct.pack("<QQ", start, end - start)))
         return False
     return True
 
