@@ -56,9 +56,8 @@ class WriteProtectTracker:
     def _ranges(self, pagemap: int, start: int, end: int) -> Ranges:
         scanner = self._scanner
         try:
-            if not scanner.untracked(pagemap, start, end):
-                found = scanner.rearm(pagemap, start, end)
-            elif userfault.register_anew(self._fd, start, end):
+            tracked = not scanner.untracked(pagemap, start, end)
+            if tracked or userfault.register_anew(self._fd, start, end):
                 found = scanner.rearm(pagemap, start, end)
             else:
                 found = scanner.look(pagemap, start, end)[0]
