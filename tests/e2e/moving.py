@@ -12,8 +12,8 @@ from lab import workloads
 from lab.cluster import ROOT
 
 CLIENTS = ROOT / "lab" / "servers"
-# The container runtime's filter refuses io_uring, which Node.js and MariaDB use where they can;
-# then they use what they used before.
+# The container runtime's filter refuses io_uring, which Node.js uses where it can; without it
+# epoll serves.
 FILTERED = {"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}
 
 

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from e2e.moving import (
-    FILTERED,
-    client_in,
     exec_in,
     many,
     report,
@@ -92,25 +90,6 @@ def test_postgresql_under_pgbench(scene: Scene) -> None:
     )
     assert faults.strip() == "0"
     scene.record("PostgreSQL 18, pgbench with 8 clients", moves, int(longest) / 1e3)
-
-
-def test_mariadb_agrees_with_its_clients_ledger(scene: Scene) -> None:
-    """8 connections transfer between accounts through two moves."""
-    image = scene.cluster.workload_image("databases")
-    scene.cluster.apply(client_pod(scene, image))
-    address = start(scene, "databases", 3306, "start-mariadb", **FILTERED)
-    scene.cluster.wait_ready("client", scene.namespace)
-    using = client_in(scene, "client", "python3", "/lab/transfers.py", address)
-    moves = there_and_back(scene)
-    seen = report(using)
-    assert not seen["errors"], seen
-    assert seen["committed"] > 100, seen
-    assert seen["differences"] == 0, seen
-    faults = exec_in(
-        scene, "server", "mariadb-check", "-S", "/data/socket", "-u", "root", "--extended", "bench"
-    )
-    assert [line.split()[-1] for line in faults.splitlines()] == ["OK", "OK"], faults
-    scene.record("MariaDB, 8 clients with transactions", moves, seen["worst_ms"])
 
 
 def test_redis_has_all_in_its_append_only_file(scene: Scene) -> None:
