@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from e2e.support import Scene, refused
 from lab import workloads
+from lab.cluster import Cluster
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -41,55 +42,73 @@ PODS: dict[str, Change] = {
 }
 
 
+@pytest.fixture(scope="module")
+def gallery(cluster: Cluster) -> Iterator[Scene]:
+    """One namespace with a pod for each reason, all started at once."""
+    scene = Scene(cluster, "gallery")
+    scene.open()
+    for reason, change in PODS.items():
+        pod = workloads.bare_pod(reason.lower(), scene.namespace, node=scene.nodes[0])
+        change(pod)
+        cluster.apply(pod)
+    cluster.apply(_several(scene))
+    cluster.apply(_daemon_set(scene))
+    cluster.kubectl(
+        *("wait", "pod", "--all", "-n", scene.namespace),
+        *("--for=condition=Ready", "--timeout=180s"),
+    )
+    yield scene
+    scene.close()
+
+
+def _several(scene: Scene) -> dict[str, Any]:
+    pod = workloads.bare_pod("several", scene.namespace, node=scene.nodes[0])
+    for reason in ("HostIPC", "PreStopHTTPHook", "SharedProcessNamespace"):
+        PODS[reason](pod)
+    return pod
+
+
+def _daemon_set(scene: Scene) -> dict[str, Any]:
+    spec = workloads.redis_pod_spec(node=None)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "everywhere", "namespace": scene.namespace},
+        "spec": {
+            "selector": {"matchLabels": {"app": "everywhere"}},
+            "template": {
+                "metadata": {"labels": {"app": "everywhere"}},
+                "spec": {**spec, "nodeSelector": {"kubernetes.io/hostname": scene.nodes[0]}},
+            },
+        },
+    }
+
+
 @pytest.mark.parametrize("reason", PODS)
-def test_pod_that_cannot_move(scene: Scene, reason: str) -> None:
-    pod = workloads.bare_pod("redis", scene.namespace, node=scene.nodes[0])
-    PODS[reason](pod)
-    scene.cluster.apply(pod)
-    scene.cluster.wait_ready("redis", scene.namespace)
-    before = scene.pod("redis")
-    name = scene.apply_migration("redis", scene.nodes[1])
-    status = scene.final(name, seconds=60)
+def test_pod_that_cannot_move(gallery: Scene, reason: str) -> None:
+    pod = reason.lower()
+    before = gallery.pod(pod)
+    name = gallery.apply_migration(pod, gallery.nodes[1])
+    status = gallery.final(name, seconds=60)
     assert status["phase"] == "Rejected", status
     assert reason in [item["reason"] for item in status["obstacles"]]
     checked = next(item for item in status["conditions"] if item["type"] == "Checked")
     assert checked["status"] == "False"
-    told = [event["message"] for event in scene.events("PodMigration", name)]
+    told = [event["message"] for event in gallery.events("PodMigration", name)]
     assert any(reason in message for message in told), told
-    after = scene.pod("redis")
+    after = gallery.pod(pod)
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]
 
 
-def test_all_reasons_come_at_once(scene: Scene) -> None:
-    pod = workloads.bare_pod("redis", scene.namespace, node=scene.nodes[0])
-    for reason in ("HostIPC", "PreStopHTTPHook", "SharedProcessNamespace"):
-        PODS[reason](pod)
-    scene.cluster.apply(pod)
-    scene.cluster.wait_ready("redis", scene.namespace)
-    status = scene.migrate("redis", "no-such-node")
+def test_all_reasons_come_at_once(gallery: Scene) -> None:
+    status = gallery.migrate("several", "no-such-node")
     found = {item["reason"] for item in status["obstacles"]}
     assert {"HostIPC", "PreStopHTTPHook", "SharedProcessNamespace", "TargetNotFound"} <= found
 
 
-def test_daemon_set_pod(scene: Scene) -> None:
-    spec = workloads.redis_pod_spec(node=None)
-    scene.cluster.apply(
-        {
-            "apiVersion": "apps/v1",
-            "kind": "DaemonSet",
-            "metadata": {"name": "redis", "namespace": scene.namespace},
-            "spec": {
-                "selector": {"matchLabels": {"app": "redis"}},
-                "template": {
-                    "metadata": {"labels": {"app": "redis"}},
-                    "spec": {**spec, "nodeSelector": {"kubernetes.io/hostname": scene.nodes[0]}},
-                },
-            },
-        }
-    )
-    pod = scene.ready_pod("redis")
-    status = scene.migrate(pod, scene.nodes[1])
+def test_daemon_set_pod(gallery: Scene) -> None:
+    status = gallery.migrate(gallery.ready_pod("everywhere"), gallery.nodes[1])
     assert status["phase"] == "Rejected"
     assert "DaemonSetPod" in [item["reason"] for item in status["obstacles"]]
 
@@ -97,15 +116,15 @@ def test_daemon_set_pod(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("target", "reason"), [("no-such-node", "TargetNotFound"), ("same", "TargetIsSource")]
 )
-def test_target_that_cannot_be(scene: Scene, target: str, reason: str) -> None:
-    pod = scene.start("pod", "redis", scene.nodes[0])
-    status = scene.migrate(pod, scene.nodes[0] if target == "same" else target)
+def test_target_that_cannot_be(gallery: Scene, target: str, reason: str) -> None:
+    node = gallery.pod("several")["spec"]["nodeName"] if target == "same" else target
+    status = gallery.migrate("several", node)
     assert status["phase"] == "Rejected"
     assert reason in [item["reason"] for item in status["obstacles"]]
 
 
-def test_unknown_pod(scene: Scene) -> None:
-    status = scene.migrate("no-such-pod", scene.nodes[1])
+def test_unknown_pod(gallery: Scene) -> None:
+    status = gallery.migrate("no-such-pod", gallery.nodes[1])
     assert status["phase"] == "Rejected"
     assert [item["reason"] for item in status["obstacles"]] == ["PodNotFound"]
 
@@ -145,21 +164,21 @@ SPECS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", SPECS)
-def test_malformed_spec_is_refused_by_the_api_server(scene: Scene, case: str) -> None:
+def test_malformed_spec_is_refused_by_the_api_server(gallery: Scene, case: str) -> None:
     spec, field = SPECS[case]
-    manifest = workloads.migration("bad", scene.namespace, "x", "y")
+    manifest = workloads.migration("bad", gallery.namespace, "x", "y")
     manifest["spec"] = spec
-    assert field in refused(scene.cluster, manifest)
+    assert field in refused(gallery.cluster, manifest)
 
 
-def test_spec_is_immutable(scene: Scene) -> None:
-    name = scene.apply_migration("no-such-pod", scene.nodes[1])
-    scene.final(name)
+def test_spec_is_immutable(gallery: Scene) -> None:
+    name = gallery.apply_migration("no-such-pod", gallery.nodes[1])
+    gallery.final(name)
     patch = '{"spec":{"podName":"other"}}'
     said = ""
     try:
-        scene.cluster.kubectl(
-            "patch", "pmig", name, "-n", scene.namespace, "--type=merge", "-p", patch
+        gallery.cluster.kubectl(
+            "patch", "pmig", name, "-n", gallery.namespace, "--type=merge", "-p", patch
         )
     except RuntimeError as failure:
         said = str(failure)

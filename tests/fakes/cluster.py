@@ -122,13 +122,23 @@ class Cluster:
         (target or self.b).api.PrepareTarget(request, timeout=TIMEOUT)
 
     def copy(
-        self, epoch: int = 1, target: Node | None = None, budget_ms: int = 0
+        self,
+        epoch: int = 1,
+        target: Node | None = None,
+        budget_ms: int = 0,
+        limit: int = 0,
+        *,
+        throttle: bool = False,
+        compress: bool = False,
     ) -> list[pb.CopyProgress]:
         request = pb.CopyRequest(
             migration=self.ref(epoch),
             pod=self.pod(),
             target=(target or self.b).peer(),
             freeze_budget_ms=budget_ms,
+            bandwidth_limit_bytes_per_s=limit,
+            throttle=throttle,
+            compress=compress,
         )
         return list(self.a.api.Copy(request, timeout=TIMEOUT))
 

@@ -117,6 +117,7 @@ class FakeNode:
         self.cpu: tuple[str, ...] = ("avx", "sse")
         self.drained = True
         self.killed = False
+        self.cpus: dict[str, float] = {}  # of containers that are slowed down
 
     def do(self, what: str) -> None:
         self.world.do(self.name, what)
@@ -127,6 +128,7 @@ class FakeNode:
             inspector=_Inspector(self),
             probe=_Probe(self),
             cgroups=_Cgroups(self),
+            throttles=_Throttles(self),
             copies=_Copies(self),
             dumps=_Dumps(self),
             stores=_Stores(self),
@@ -209,6 +211,24 @@ class _Cgroups(_Part):
         return ()
 
 
+class _Throttles(_Part):
+    """Every container would use one CPU, and writes in proportion to what it gets."""
+
+    def used_seconds(self, container: Container) -> float:
+        return time.monotonic()
+
+    def limit(self, container: Container, cpus: float) -> None:
+        self.node.do("throttle")
+        self.node.cpus[container.id] = cpus
+
+    def lift(self, container: Container) -> None:
+        self.node.do("lift_throttle")
+        self.node.cpus.pop(container.id, None)
+
+    def lift_all(self) -> None:
+        self.node.cpus.clear()
+
+
 class _Memory(_Part):
     rounds = 0
     began = 0.0
@@ -222,6 +242,7 @@ class _Memory(_Part):
         since_us, self.began = round((now - self.began) * 1e6) if self.began else 0, now
         dirty = self.node.dirty[min(self.rounds, len(self.node.dirty) - 1)]
         self.rounds += 1
+        dirty = int(dirty * min(self.node.cpus.values(), default=1.0)) // len(PAGE) * len(PAGE)
         for start in range(0, dirty, len(PAGE)):
             sink.pages("app", 1, 0x10000 + start, memoryview(PAGE))
         return RoundStats(dirty, dirty, 10, since_us)

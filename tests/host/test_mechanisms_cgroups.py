@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from godwit_agent.hostops import devicefilter
 from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, HostPath
+from godwit_agent.hostops.throttle import HostThrottles
 
 pytestmark = [
     pytest.mark.host,
@@ -146,6 +148,44 @@ def test_frozen_processes_are_killed(tree: Tree) -> None:
     assert done() == -9
     assert tree.container.id not in cgroups.list()
     cgroups.kill([tree.container.id])
+
+
+def share_of_a_cpu(pid: int) -> float:
+    before, begin = ticks(pid), time.monotonic()
+    time.sleep(1.0)
+    return (ticks(pid) - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - begin)
+
+
+def test_cpu_time_is_limited_kept_in_the_guard_and_given_back(tree: Tree, tmp_path: Path) -> None:
+    layout = replace(tree.layout, run_dir=HostPath(str(tmp_path)))
+    throttles, cgroups = HostThrottles(layout), HostCgroups(layout)
+    limits = [p for d in tree.directories() for n in ("cpu.max", "cpu.cfs_quota_us")
+              if (p := d / n).exists()]  # fmt: skip
+    if not limits:
+        pytest.skip("no CPU controller here")
+    before = [path.read_text() for path in limits]
+    process = tree.run("sh", "-c", BUSY)
+    try:
+        used = throttles.used_seconds(tree.container)
+        throttles.limit(tree.container, 0.5)
+        throttles.limit(tree.container, 0.1)
+        assert [path.read_text() for path in limits] != before
+        assert share_of_a_cpu(process.pid) < 0.3
+        assert throttles.used_seconds(tree.container) > used
+        cgroups.guard(tree.container)
+        assert share_of_a_cpu(process.pid) < 0.3
+        HostThrottles(layout).lift_all()  # as after a restart
+        assert [path.read_text() for path in limits] == before
+        guards = [path.parent.parent / "godwit" / path.parent.name / path.name for path in limits]
+        assert [path.read_text() for path in guards] == before
+        assert not list((tmp_path / "throttle").iterdir())
+        throttles.limit(tree.container, 0.1)
+        cgroups.unguard(tree.container)
+        throttles.lift(tree.container)
+        assert [path.read_text() for path in limits] == before
+    finally:
+        process.kill()
+        process.wait()
 
 
 def load_program() -> int:

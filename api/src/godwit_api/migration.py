@@ -99,6 +99,8 @@ class Spec(View, frozen=True):
     freeze_budget_milliseconds: int | None = None
     dry_run: bool | None = None
     bandwidth_limit: int | str | None = None  # bytes per second, or a quantity
+    compression: str | None = None  # None, Zstd
+    convergence: str | None = None  # Refuse, Throttle
 
 
 class Condition(View, frozen=True, omit_defaults=False):
@@ -180,6 +182,7 @@ class Status(View, frozen=True):
     predicted_total_seconds: float | None = None
     dirty_bytes_per_second: int | None = None
     bandwidth_bytes_per_second: int | None = None
+    cpu_percent: int | None = None
     copy_seconds_left: float | None = None
     transferred_bytes: int | None = None
     remaining_bytes: int | None = None

@@ -40,6 +40,7 @@ class Config:
     identity_dir: Path = Path("/run/godwit/identity")
     checkpoint_dir: Path = Path("/var/lib/godwit/checkpoints")
     worker_threads: int = 32
+    transfer_streams: int = 1  # connections of one copy, each with a thread that encrypts
     guard_seconds: int = 600
     freeze_timeout_ms: int = 10_000
     journal_keep_hours: int = 72
@@ -109,6 +110,7 @@ def _faults(config: Config) -> list[str]:
         faults.append("GODWIT_CONTROL_PORT and GODWIT_TRANSFER_PORT are the same")
     for name, low, high in (
         ("worker_threads", 8, 512),
+        ("transfer_streams", 1, 16),
         ("guard_seconds", 60, 86_400),
         ("freeze_timeout_ms", 100, 600_000),
         ("journal_keep_hours", 1, 8760),

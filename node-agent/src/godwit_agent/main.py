@@ -37,6 +37,7 @@ class Process:
     def __init__(self, config: Config, host: Host, identity: IdentityStore) -> None:
         self._config = config
         self._identity = identity
+        self._streams = config.transfer_streams
         self.agent = Agent(config, host, peers=self._peer, connect=self._connect)
         self.transfer = TransferServer(
             config.node_ip,
@@ -74,6 +75,8 @@ class Process:
             uid=session.migration.uid,
             epoch=session.migration.epoch,
             containers=session.processes.containers,
+            streams=self._streams,
+            pack=session.compress,
         )
 
 

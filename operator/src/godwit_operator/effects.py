@@ -158,6 +158,8 @@ class Effects:
             target=await self.ports.agents.peer(migration.status.target_node),
             freeze_budget_ms=spec.freeze_budget_milliseconds or 0,
             bandwidth_limit_bytes_per_s=int(number(spec.bandwidth_limit or 0)),
+            compress=spec.compression == "Zstd",
+            throttle=spec.convergence == "Throttle",
         )
         last: pb.CopyProgress | None = None
         learned = Learned()

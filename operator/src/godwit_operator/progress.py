@@ -23,6 +23,7 @@ def of_copy(told: pb.CopyProgress, pod_bytes: int) -> dict[str, Any]:
         "remaining_bytes": remaining,
         "dirty_bytes_per_second": told.dirty_bytes_per_s if told.round > 1 else None,
         "bandwidth_bytes_per_second": bandwidth or None,
+        "cpu_percent": told.cpu_percent if 0 < told.cpu_percent < 100 else None,
         "predicted_freeze_milliseconds": told.predicted_freeze_ms or None,
         "copy_seconds_left": left,
     }

@@ -173,6 +173,62 @@ def test_a_copy_that_does_not_converge_within_its_budget_is_over(cluster: Cluste
     assert error_of(caught.value).reason is Reason.FREEZE_BUDGET_EXCEEDED
 
 
+def test_a_pod_that_writes_too_fast_is_slowed_down_until_its_freeze(cluster: Cluster) -> None:
+    cluster.a.fake.dirty = [10 << 20]
+    cluster.prepare()
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.copy(budget_ms=190, limit=100_000_000)
+    assert error_of(caught.value).reason is Reason.FREEZE_BUDGET_EXCEEDED
+    assert "a.throttle" not in cluster.world.effects
+    told = cluster.copy(budget_ms=190, limit=100_000_000, throttle=True)
+    assert told[-1].converged
+    assert told[-1].predicted_freeze_ms <= 190
+    shares = [one.cpu_percent for one in told]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 100
+    assert shares[-1] in {35, 20, 10}
+    assert cluster.a.fake.cpus
+    cluster.hand_over()
+    assert cluster.a.fake.cpus, "it would write as fast as before until it is frozen"
+    assert cluster.switch().committed
+    cluster.finish()
+    assert not cluster.a.fake.cpus
+
+
+@pytest.mark.parametrize("end", ["refused", "aborted", "restarted"])
+def test_a_pod_that_stays_has_its_cpu_time_back(cluster: Cluster, end: str) -> None:
+    cluster.a.fake.dirty = [10 << 20]
+    cluster.prepare()
+    if end == "refused":
+        with pytest.raises(grpc.RpcError) as caught:
+            cluster.copy(budget_ms=151, limit=100_000_000, throttle=True)
+        assert "10% of its CPU time" in error_of(caught.value).message
+        assert "a.throttle" in cluster.world.effects
+        cluster.abort_source(lift_guard=True)
+    else:
+        cluster.copy(budget_ms=190, limit=100_000_000, throttle=True)
+        assert cluster.a.fake.cpus
+        if end == "aborted":
+            cluster.abort_source(lift_guard=True)
+        else:
+            cluster.a.stop()
+            cluster.a.fake.cpus["cid-app"] = 0.2  # as after SIGKILL
+            cluster.a.start()
+    assert not cluster.a.fake.cpus
+
+
+def test_compressed_pages_arrive(cluster: Cluster) -> None:
+    cluster.prepare()
+    plain = cluster.copy(compress=False)[-1].transferred_bytes
+    packed = cluster.copy(compress=True)[-1].transferred_bytes
+    assert packed < plain / 2
+    assert sum(
+        entry[4]
+        for entry in cluster.b.fake.stores_here[MIGRATION].got
+        if entry[0] == "pages" and isinstance(entry[4], int)
+    ) == 2 * ((1 << 20) + 4096)
+
+
 def test_what_keeps_a_switch_from_beginning_can_be_repeated(cluster: Cluster) -> None:
     cluster.ready()
     cluster.world.fail["a.dump_gated"] = Retryable(Reason.DUMP_FAILED, "runc is slow today")

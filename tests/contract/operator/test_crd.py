@@ -67,6 +67,7 @@ FULL = Status(
     predicted_total_seconds=1.5,
     dirty_bytes_per_second=1,
     bandwidth_bytes_per_second=1,
+    cpu_percent=60,
     copy_seconds_left=0.5,
     transferred_bytes=1,
     remaining_bytes=1,
@@ -140,6 +141,9 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "budget as text": ({"podName": "a", "freezeBudgetMilliseconds": "x"}, "freezeBudget"),
     "no bandwidth": ({"podName": "a", "bandwidthLimit": 0}, "spec.bandwidthLimit"),
     "bandwidth as words": ({"podName": "a", "bandwidthLimit": "fast"}, "spec.bandwidthLimit"),
+    "compression": ({"podName": "a", "compression": "lz4"}, "spec.compression"),
+    "convergence": ({"podName": "a", "convergence": "Wait"}, "spec.convergence"),
+    "throttle without budget": ({"podName": "a", "convergence": "Throttle"}, "freezeBudget"),
     "timeout": ({"podName": "a", "timeouts": {"copySeconds": 0}}, "spec.timeouts.copySeconds"),
     "unknown field": ({"podName": "a", "nodeName": "b"}, "spec.nodeName"),
 }

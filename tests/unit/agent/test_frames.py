@@ -30,6 +30,7 @@ HEADS = st.one_of(
         st.just(()),
     ),
     st.builds(frames.Zero, CONTAINER, U32, VADDR, st.just(8192)),
+    st.builds(frames.Packed, CONTAINER, U32, VADDR, st.just(8192)),
     st.builds(frames.File, CONTAINER, st.binary(max_size=200)),
     st.builds(frames.Packet, st.integers(0, 2**63)),
     st.builds(frames.RoundEnd, U32),
@@ -120,9 +121,11 @@ def test_a_reserved_byte_must_be_zero() -> None:
         frames.Zero(0, 0, 4096, 4096),
         frames.Zero(99, 1, 4096, 4096),
         frames.Zero(0, 1, 1 << 57, 4096),
+        frames.Packed(0, 1, 1, 4096),
+        frames.Packed(0, 1, 4096, frames.MAX_BODY + 4096),
     ],
 )
-def test_page_ranges_are_checked(head: frames.Zero) -> None:
+def test_page_ranges_are_checked(head: frames.Head) -> None:
     with pytest.raises(FrameError):
         decode(frames.encode(head, 1))
 

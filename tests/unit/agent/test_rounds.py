@@ -100,6 +100,24 @@ def test_a_budget_below_what_is_paid_anyway_is_refused_before_a_byte_is_sent() -
     assert rounds.decide([], budget_ms=FIXED_FREEZE_MS).verdict is Verdict.AGAIN
 
 
+@settings(deadline=None)
+@given(HISTORIES, st.integers(1, 60_000), st.integers(1, 4))
+def test_a_pod_is_slowed_down_exactly_where_its_budget_would_be_refused(
+    done: list[Round], budget_ms: int, steps_left: int
+) -> None:
+    without = rounds.decide(done, budget_ms=budget_ms)
+    with_steps = rounds.decide(done, budget_ms=budget_ms, steps_left=steps_left)
+    if without.verdict is Verdict.REFUSE and budget_ms >= FIXED_FREEZE_MS:
+        assert with_steps.verdict is Verdict.THROTTLE
+    else:
+        assert with_steps == without
+
+
+def test_after_a_step_the_copy_has_its_patience_again() -> None:
+    same = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH)
+    assert rounds.decide([same], budget_ms=200, steps_left=3).verdict is Verdict.AGAIN
+
+
 def test_one_burst_of_writes_is_not_held_against_a_budget() -> None:
     calm = Round(60 * MB, 60 * MB, 0.6, 1.0, BANDWIDTH)
     burst = Round(200 * MB, 200 * MB, 2.0, 2.0, BANDWIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -12,10 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes.authority import Authority
 from godwit_agent.server.auth import node_of_certificate
 from godwit_agent.transfer import frames, sender
+from godwit_agent.transfer.frames import FrameError
+from godwit_agent.transfer.packing import Unpacker
 from godwit_agent.transfer.receiver import TransferServer
 from godwit_api.errors import GodwitError, Rejected, Retryable
 from godwit_api.identity import OPERATOR_DNS_NAME
@@ -74,13 +80,18 @@ class Target:
         self.server.start()
 
     def connect(
-        self, name: str = "node-a", *, expect: str = "node-b", streams: int = 1
+        self, name: str = "node-a", *, expect: str = "node-b", streams: int = 1, pack: bool = False
     ) -> sender.Sender:
         identity = self.authority.node_store(self.directory / name, name)
-        return self.dial(identity.transfer_context(server=False), expect, streams)
+        return self.dial(identity.transfer_context(server=False), expect, streams, pack=pack)
 
     def dial(
-        self, context: ssl.SSLContext, expect: str = "node-b", streams: int = 1
+        self,
+        context: ssl.SSLContext,
+        expect: str = "node-b",
+        streams: int = 1,
+        *,
+        pack: bool = False,
     ) -> sender.Sender:
         return sender.connect(
             node=expect,
@@ -91,6 +102,7 @@ class Target:
             epoch=3,
             containers=("app", "side"),
             streams=streams,
+            pack=pack,
         )
 
 
@@ -140,6 +152,88 @@ def test_another_node_is_refused_and_told_why(target: Target) -> None:
     with pytest.raises(GodwitError) as caught:
         target.connect("node-c")
     assert caught.value.reason is Reason.WRONG_PEER
+
+
+def _memory(got: list[tuple[object, ...]]) -> dict[int, bytes]:
+    """What the store holds, by page."""
+    found: dict[int, bytes] = {}
+    for entry in got:
+        if entry[0] == "pages":
+            assert isinstance(entry[3], int)
+            assert isinstance(entry[4], bytes)
+            for at in range(0, len(entry[4]), frames.PAGE):
+                found[entry[3] + at] = entry[4][at : at + frames.PAGE]
+    return found
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_packed_pages_arrive_whole_and_cost_less(target: Target, streams: int) -> None:
+    link = target.connect(streams=streams, pack=True)
+    before = link.bytes_sent
+    text = b"".join(number.to_bytes(8, "big") for number in range(3 << 17))  # 3 MiB
+    noise = os.urandom(1 << 20)
+    link.pages("app", 7, 0x100000, text)
+    link.pages("app", 7, 0x10000000, noise)
+    link.pages("app", 7, 0x20000000, bytes(range(256)) * 16)
+    link.sync(5)
+    assert _memory(target.store.got) == {
+        start + at: data[at : at + frames.PAGE]
+        for start, data in (
+            (0x100000, text),
+            (0x10000000, noise),
+            (0x20000000, bytes(range(256)) * 16),
+        )
+        for at in range(0, len(data), frames.PAGE)
+    }
+    assert link.bytes_sent - before < len(noise) + len(text) // 2
+    link.close()
+
+
+def test_several_connections_carry_rounds_in_order(target: Target) -> None:
+    link = target.connect(streams=3)
+    for generation in range(5):
+        link.pages("app", 7, 0x100000, bytes([generation]) * (4 << 20))
+        link.sync(5)
+        pages = [entry for entry in target.store.got if entry[0] == "pages"]
+        assert set(_memory(pages).values()) == {bytes([generation]) * frames.PAGE}
+    link.close()
+
+
+def test_a_lane_that_breaks_is_told_by_the_next_call(target: Target) -> None:
+    link = target.connect(streams=2)
+    target.store.full = True
+
+    def send() -> None:
+        for _ in range(64):
+            link.pages("app", 7, 0x100000, bytes(1 << 20))
+        link.sync(5)
+
+    with pytest.raises(GodwitError, match=r"No space left|transfer stream"):
+        send()
+    assert not link.usable
+    link.close()
+
+
+@pytest.mark.parametrize("case", ["no zstd", "longer", "shorter", "unsaid", "two", "bomb"])
+def test_packed_pages_that_are_not_what_they_say_are_refused(case: str) -> None:
+    page = bytes(frames.PAGE)
+    small = zstandard.ZstdCompressor()
+    body, length = {
+        "no zstd": (b"x" * 100, frames.PAGE),
+        "longer": (small.compress(page * 2), frames.PAGE),
+        "shorter": (small.compress(page), 2 * frames.PAGE),
+        "unsaid": (zstandard.ZstdCompressor(write_content_size=False).compress(page), frames.PAGE),
+        "two": (small.compress(page) * 2, frames.PAGE),
+        "bomb": (small.compress(bytes(64 << 20)), frames.PAGE),
+    }[case]
+    with pytest.raises(FrameError, match="packed pages"):
+        Unpacker().unpack(memoryview(body), length)
+
+
+@given(st.binary(max_size=512), st.integers(0, frames.MAX_BODY))
+def test_random_packed_pages_never_crash(body: bytes, length: int) -> None:
+    with contextlib.suppress(FrameError):
+        Unpacker().unpack(memoryview(body), length)
 
 
 def test_the_target_must_be_the_named_node(target: Target) -> None:

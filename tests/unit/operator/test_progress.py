@@ -17,6 +17,7 @@ def test_what_is_not_known_is_absent_not_zero() -> None:
     assert unknown == {
         "dirty_bytes_per_second",
         "bandwidth_bytes_per_second",
+        "cpu_percent",
         "predicted_freeze_milliseconds",
         "copy_seconds_left",
     }

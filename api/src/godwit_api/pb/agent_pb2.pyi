@@ -459,10 +459,16 @@ class CopyRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     FREEZE_BUDGET_MS_FIELD_NUMBER: _builtins.int
     BANDWIDTH_LIMIT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    COMPRESS_FIELD_NUMBER: _builtins.int
+    THROTTLE_FIELD_NUMBER: _builtins.int
     freeze_budget_ms: _builtins.int
     """0: none"""
     bandwidth_limit_bytes_per_s: _builtins.int
     """0: none"""
+    compress: _builtins.bool
+    """pages, with zstd"""
+    throttle: _builtins.bool
+    """slow the pod down before a budget is refused"""
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
@@ -477,10 +483,12 @@ class CopyRequest(_message.Message):
         target: Global___PeerNode | None = ...,
         freeze_budget_ms: _builtins.int = ...,
         bandwidth_limit_bytes_per_s: _builtins.int = ...,
+        compress: _builtins.bool = ...,
+        throttle: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_per_s", b"bandwidth_limit_bytes_per_s", "freeze_budget_ms", b"freeze_budget_ms", "migration", b"migration", "pod", b"pod", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_per_s", b"bandwidth_limit_bytes_per_s", "compress", b"compress", "freeze_budget_ms", b"freeze_budget_ms", "migration", b"migration", "pod", b"pod", "target", b"target", "throttle", b"throttle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -497,6 +505,7 @@ class CopyProgress(_message.Message):
     BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     PREDICTED_FREEZE_MS_FIELD_NUMBER: _builtins.int
     CONVERGED_FIELD_NUMBER: _builtins.int
+    CPU_PERCENT_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     transferred_bytes: _builtins.int
     remaining_bytes: _builtins.int
@@ -505,6 +514,8 @@ class CopyProgress(_message.Message):
     predicted_freeze_ms: _builtins.int
     converged: _builtins.bool
     """last message of the stream"""
+    cpu_percent: _builtins.int
+    """of what the pod used before it was slowed down"""
     def __init__(
         self,
         *,
@@ -515,10 +526,11 @@ class CopyProgress(_message.Message):
         bandwidth_bytes_per_s: _builtins.int = ...,
         predicted_freeze_ms: _builtins.int = ...,
         converged: _builtins.bool = ...,
+        cpu_percent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "converged", b"converged", "dirty_bytes_per_s", b"dirty_bytes_per_s", "predicted_freeze_ms", b"predicted_freeze_ms", "remaining_bytes", b"remaining_bytes", "round", b"round", "transferred_bytes", b"transferred_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "converged", b"converged", "cpu_percent", b"cpu_percent", "dirty_bytes_per_s", b"dirty_bytes_per_s", "predicted_freeze_ms", b"predicted_freeze_ms", "remaining_bytes", b"remaining_bytes", "round", b"round", "transferred_bytes", b"transferred_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

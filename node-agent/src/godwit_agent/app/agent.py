@@ -73,6 +73,7 @@ class Agent:
         """Takes up what an earlier process left, before anybody may call."""
         self._guards.start()
         recover(self._journals, self.source, self.target)
+        self._host.throttles.lift_all()  # no copy outlives its process
         self._housekeeping.sweep()
         self._housekeeping.start()
 

@@ -21,7 +21,7 @@ from godwit_agent import log
 from godwit_agent.app.copying import Copier
 from godwit_agent.app.guarding import Guards
 from godwit_agent.app.journal import Step
-from godwit_agent.app.model import Migration, Outcome, PeerNode, Pod
+from godwit_agent.app.model import CopyPolicy, Migration, Outcome, PeerNode, Pod
 from godwit_agent.app.outlet import Outlet
 from godwit_agent.app.rollback import roll_back
 from godwit_agent.app.sessions import SourceSession
@@ -164,7 +164,7 @@ class Checkpointer:
 
         copier = Copier(connect)
         session.journal.append(Step.COPYING)
-        for _ in copier.run(session, budget_ms=0, limit=0, deadline=deadline, active=active):
+        for _ in copier.run(session, CopyPolicy(), deadline=deadline, active=active):
             pass
         session.journal.append(Step.COPIED)
         copier.once_more(session)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from godwit_agent import log
-from godwit_agent.app.model import CopyProgress
+from godwit_agent.app.model import CopyPolicy, CopyProgress
 from godwit_agent.app.outlet import Outlet
 from godwit_agent.app.sessions import SourceSession
 from godwit_agent.memory import rounds
@@ -18,6 +18,7 @@ from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable
 from godwit_api.reasons import Reason
 
 _TICK_S = 1.0
+_GOES_ON = (Verdict.AGAIN, Verdict.THROTTLE)
 
 Connect = Callable[[SourceSession], Outlet]
 
@@ -31,9 +32,8 @@ class Copier:
     def run(
         self,
         session: SourceSession,
+        policy: CopyPolicy,
         *,
-        budget_ms: int,
-        limit: int,
         deadline: float,
         active: Callable[[], bool],
     ) -> Iterator[CopyProgress]:
@@ -45,7 +45,7 @@ class Copier:
         reports: queue.Queue[CopyProgress | BaseException] = queue.Queue()
         work = threading.Thread(
             target=self._work,
-            args=(session, budget_ms, limit, reports.put),
+            args=(session, policy, reports.put),
             name=f"copy-{session.migration.uid[:8]}",
             daemon=True,
         )
@@ -74,7 +74,7 @@ class Copier:
         """Before a freeze: what changed since the copy ended; everything when it was lost."""
         if session.outlet is None or not session.outlet.usable or not session.copied:
             log.info("copy starts over", uid=session.migration.uid, epoch=session.migration.epoch)
-            self._rounds(session, 0, 0, lambda _: None)
+            self._rounds(session, CopyPolicy(), lambda _: None)
             return
         for _ in range(3):
             if self._round(session, session.outlet).left_bytes <= rounds.SMALL_BYTES:
@@ -83,12 +83,12 @@ class Copier:
     def _work(
         self,
         session: SourceSession,
-        budget_ms: int,
-        limit: int,
+        policy: CopyPolicy,
         report: Callable[[CopyProgress | BaseException], None],
     ) -> None:
         try:
-            self._rounds(session, budget_ms, limit, report)
+            session.compress = policy.compress
+            self._rounds(session, policy, report)
         except BaseException as error:
             session.close_outlet()
             if not isinstance(error, GodwitError):
@@ -99,29 +99,37 @@ class Copier:
     def _rounds(
         self,
         session: SourceSession,
-        budget_ms: int,
-        limit: int,
+        policy: CopyPolicy,
         report: Callable[[CopyProgress], None],
     ) -> None:
         session.close_outlet()
         session.processes.start_over()
         outlet = session.outlet = self._connect(session)
-        outlet.limit(limit)
-        done: list[Round] = []
+        outlet.limit(policy.limit)
+        budget_ms, number, share = policy.budget_ms, 0, 1.0
+        done: list[Round] = []  # since the pod was slowed down last
+        steps = list(rounds.THROTTLE_STEPS) if policy.throttle else []
         decision = rounds.decide(done, budget_ms=budget_ms)
-        progress = _progress(session, done, decision)
-        while decision.verdict is Verdict.AGAIN:
+        progress = _progress(session, number, done, decision, share)
+        while decision.verdict in _GOES_ON:
+            if decision.verdict is Verdict.THROTTLE:
+                share, done = steps.pop(0), done[-1:]
+                session.processes.throttle(share)
+                log.info("source slowed down", uid=session.migration.uid, share=share)
             done.append(self._round(session, outlet))
-            decision = rounds.decide(done, budget_ms=budget_ms)
-            progress = _progress(session, done, decision)
-            if decision.verdict is Verdict.AGAIN:
+            number += 1
+            decision = rounds.decide(done, budget_ms=budget_ms, steps_left=len(steps))
+            progress = _progress(session, number, done, decision, share)
+            if decision.verdict in _GOES_ON:
                 report(progress)
         if decision.verdict is Verdict.REFUSE:
             report(progress)  # the prediction belongs into the status too
             message = (
-                f"after {len(done)} rounds the freeze is predicted to last "
+                f"after {number} rounds the freeze is predicted to last "
                 f"{decision.predicted_freeze_ms} ms, the budget is {budget_ms} ms"
             )
+            if share < 1:
+                message += f", although the pod had only {share:.0%} of its CPU time"
             raise Aborted(Reason.FREEZE_BUDGET_EXCEEDED, message)
         outlet.limit(0)
         session.copied = True
@@ -147,18 +155,21 @@ class Copier:
         return done
 
 
-def _progress(session: SourceSession, done: list[Round], decision: Decision) -> CopyProgress:
+def _progress(
+    session: SourceSession, number: int, done: list[Round], decision: Decision, share: float
+) -> CopyProgress:
     last = done[-1] if done else None
     # the first round sends everything, so it tells nothing about what is being written
-    known = decision.verdict is not Verdict.AGAIN or (last is not None and not last.first)
+    known = decision.verdict not in _GOES_ON or (last is not None and not last.first)
     return CopyProgress(
-        round=len(done),
+        round=number,
         transferred_bytes=session.outlet.bytes_sent if session.outlet else 0,
         remaining_bytes=last.left_bytes if last else 0,
         dirty_bytes_per_s=last.dirty_rate if last else 0,
         bandwidth_bytes_per_s=session.bandwidth,
         predicted_freeze_ms=decision.predicted_freeze_ms if known else 0,
         converged=False,
+        cpu_percent=round(share * 100),
     )
 
 

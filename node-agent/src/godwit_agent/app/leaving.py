@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,6 +49,9 @@ class Leaving:
         self._network: PodNetwork | None = None
         self._connections: HeldConnections | None = None
         self._dumps: dict[str, GatedDump] = {}
+        self._began_s = 0.0
+        self._used_s: dict[str, float] = {}  # CPU time of each container when the copy began
+        self._throttled = False
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="changes")
         self._syn_ns = self._freeze_ns = self._drop_ns = self._lift_ns = 0
 
@@ -62,6 +66,9 @@ class Leaving:
         self._close_copies()
         self._memory = self._host.copies.memory(self.state)
         self._files = self._host.copies.files(self.state)
+        self._began_s = time.monotonic()
+        used = self._host.throttles.used_seconds
+        self._used_s = {one.id: used(one) for one in self.state.containers}
 
     def copy_round(self, outlet: Outlet, cancelled: threading.Event) -> RoundStats:
         """One pass over memory and files while the pod runs."""
@@ -77,6 +84,18 @@ class Leaving:
             since_us=memory.since_us,
             parts_us={**memory.parts_us, **files.parts_us},
         )
+
+    def throttle(self, share: float) -> None:
+        """The pod gets ``share`` of the CPU time that it has used since the copy began, until
+        it is frozen or the copy is given up."""
+        took = max(time.monotonic() - self._began_s, 1e-3)
+        for one in self.state.containers:
+            if not self._throttled:
+                used = self._host.throttles.used_seconds(one) - self._used_s.get(one.id, 0.0)
+                self._used_s[one.id] = used / took  # from here on: CPUs
+        self._throttled = True
+        for one in self.state.containers:
+            self._host.throttles.limit(one, self._used_s[one.id] * share)
 
     def _send_bootstrap(self, outlet: Outlet) -> None:
         assert self._memory
@@ -248,6 +267,10 @@ class Leaving:
         memory, self._memory = self._memory, None
         files, self._files = self._files, None
         self._bootstrap.clear()
+        if self._throttled:
+            for one in self.state.containers:
+                self._host.throttles.lift(one)
+            self._throttled = False
         if memory:
             memory.close()
         if files:

@@ -119,3 +119,17 @@ class CopyProgress:
     bandwidth_bytes_per_s: int
     predicted_freeze_ms: int
     converged: bool
+    cpu_percent: int = 100  # of what the pod used before it was slowed down
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPolicy:
+    """How a copy is made. ``budget_ms`` and ``limit`` (bytes/s): 0 for none.
+
+    ``throttle``: slow the pod down, step by step, before a budget is refused.
+    """
+
+    budget_ms: int = 0
+    limit: int = 0
+    compress: bool = False
+    throttle: bool = False

@@ -49,6 +49,7 @@ class SourceSession:
     peer: PeerNode | None = None
     outlet: Outlet | None = None
     copied: bool = False
+    compress: bool = False
     left_bytes: int = 0  # for the freeze to send, by the last round
     bandwidth: int = 0
     busy: Busy = field(default_factory=Busy)

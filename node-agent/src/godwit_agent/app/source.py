@@ -12,7 +12,7 @@ from godwit_agent.app.copying import Copier
 from godwit_agent.app.epochs import refuse_stale
 from godwit_agent.app.guarding import Guards
 from godwit_agent.app.journal import JournalStore, Key, Role, Step
-from godwit_agent.app.model import CopyProgress, Migration, Outcome, PeerNode, Pod
+from godwit_agent.app.model import CopyPolicy, CopyProgress, Migration, Outcome, PeerNode, Pod
 from godwit_agent.app.peers import Decision, PeerFactory
 from godwit_agent.app.sessions import SourceSession
 from godwit_agent.app.source_sessions import SourceSessions
@@ -77,9 +77,8 @@ class Source:
         migration: Migration,
         pod: Pod,
         target: PeerNode,
+        policy: CopyPolicy,
         *,
-        freeze_budget_ms: int,
-        bandwidth_limit: int,
         deadline: float,
         active: Callable[[], bool],
     ) -> Iterator[CopyProgress]:
@@ -88,13 +87,7 @@ class Source:
         with session.busy("Copy", deadline):
             _require_undecided(session)
             session.journal.append(Step.COPYING)
-            yield from self._copier.run(
-                session,
-                budget_ms=freeze_budget_ms,
-                limit=bandwidth_limit,
-                deadline=deadline,
-                active=active,
-            )
+            yield from self._copier.run(session, policy, deadline=deadline, active=active)
             session.journal.append(Step.COPIED)
             log.info("copied", **_keys(session), bandwidth=session.bandwidth)
 

@@ -94,6 +94,22 @@ class Cgroups(Protocol):
         """Container ids that have a guard cgroup."""
 
 
+class Throttles(Protocol):
+    """CPU time of a container in its own cgroup. The guard's, made later, has the same limit."""
+
+    def used_seconds(self, container: Container) -> float:
+        """CPU seconds so far."""
+
+    def limit(self, container: Container, cpus: float) -> None:
+        """At most ``cpus`` CPUs, and no more than before. ``Retryable(CopyFailed)``."""
+
+    def lift(self, container: Container) -> None:
+        """As it was before the first ``limit``, guarded or not."""
+
+    def lift_all(self) -> None:
+        """After a restart: whatever an earlier process has limited."""
+
+
 class SourceMemory(Protocol):
     """Memory of all processes of a pod, read from outside while it runs."""
 
@@ -366,6 +382,7 @@ class Host:
     inspector: Inspector
     probe: NodeProbe
     cgroups: Cgroups
+    throttles: Throttles
     copies: Copies
     dumps: Dumps
     stores: Stores

@@ -22,6 +22,7 @@ from godwit_agent.hostops.probe import HostProbe
 from godwit_agent.hostops.restore import HostRestores
 from godwit_agent.hostops.routes import HostRoutes
 from godwit_agent.hostops.store import HostStores
+from godwit_agent.hostops.throttle import HostThrottles
 
 
 def real_host(config: Config) -> Host:
@@ -37,6 +38,7 @@ def real_host(config: Config) -> Host:
         inspector=HostInspector(layout),
         probe=probe,
         cgroups=HostCgroups(layout),
+        throttles=HostThrottles(layout),
         copies=HostCopies(layout),
         dumps=HostDumps(layout, hooks),
         stores=HostStores(layout),

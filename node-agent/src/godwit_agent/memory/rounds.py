@@ -23,6 +23,8 @@ SMALL_BYTES = 8 << 20
 _FALLS = 0.9
 # Rounds without a fall after which a budget is given up: a burst of writes ends, a load stays.
 _PATIENCE = 3
+# What is left of the CPU time that the pod used before it was slowed down, step by step.
+THROTTLE_STEPS = (0.6, 0.35, 0.2, 0.1)
 
 
 class Verdict(Enum):
@@ -30,6 +32,7 @@ class Verdict(Enum):
 
     AGAIN = auto()
     SWITCH = auto()
+    THROTTLE = auto()
     REFUSE = auto()
 
 
@@ -79,17 +82,26 @@ def predicted_freeze_ms(left_bytes: int, bandwidth: int, base_ms: int = FIXED_FR
 
 
 def decide(
-    done: Sequence[Round], *, budget_ms: int = 0, base_ms: int = FIXED_FREEZE_MS
+    done: Sequence[Round],
+    *,
+    budget_ms: int = 0,
+    steps_left: int = 0,
+    base_ms: int = FIXED_FREEZE_MS,
 ) -> Decision:
     """After the rounds ``done``, oldest first; ``budget_ms`` 0: none.
 
     A budget below ``base_ms`` is refused before the first round: no round can help.
+    ``steps_left``: how often the pod may still be slowed down before a budget is refused;
+    ``done`` then begins anew with the last round before the step.
     """
     last = done[-1] if done else None
     predicted = predicted_freeze_ms(last.left_bytes, last.bandwidth, base_ms) if last else base_ms
     if budget_ms and base_ms > budget_ms:
         return Decision(Verdict.REFUSE, predicted)
-    return Decision(_verdict(done, predicted, budget_ms), predicted)
+    verdict = _verdict(done, predicted, budget_ms)
+    if verdict is Verdict.REFUSE and steps_left > 0:
+        verdict = Verdict.THROTTLE
+    return Decision(verdict, predicted)
 
 
 def _verdict(done: Sequence[Round], predicted: int, budget_ms: int) -> Verdict:

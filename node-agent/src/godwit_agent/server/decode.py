@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from godwit_agent.app.model import Migration, MovedAddress, PeerNode, Pod
+from godwit_agent.app.model import CopyPolicy, Migration, MovedAddress, PeerNode, Pod
 from godwit_agent.hostops.model import NodeFacts, Plan, Tracking
 from godwit_api.errors import Rejected
 from godwit_api.pb import agent_pb2 as pb
@@ -65,6 +65,15 @@ def milliseconds(value: int, field: str) -> int:
     if not 0 <= value <= _MAX_MS:
         raise _bad(f"{field} is out of range")
     return value
+
+
+def copy_policy(request: pb.CopyRequest) -> CopyPolicy:
+    return CopyPolicy(
+        budget_ms=milliseconds(request.freeze_budget_ms, "freeze_budget_ms"),
+        limit=size(request.bandwidth_limit_bytes_per_s, "bandwidth_limit"),
+        compress=request.compress,
+        throttle=request.throttle,
+    )
 
 
 def migration(ref: pb.MigrationRef) -> Migration:

@@ -59,6 +59,7 @@ def copy_progress(value: model.CopyProgress) -> pb.CopyProgress:
         bandwidth_bytes_per_s=value.bandwidth_bytes_per_s,
         predicted_freeze_ms=value.predicted_freeze_ms,
         converged=value.converged,
+        cpu_percent=value.cpu_percent,
     )
 
 

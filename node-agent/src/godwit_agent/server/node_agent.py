@@ -79,8 +79,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
                 decode.migration(request.migration),
                 decode.pod(request.pod),
                 decode.peer(request.target, "target"),
-                freeze_budget_ms=decode.milliseconds(request.freeze_budget_ms, "freeze_budget_ms"),
-                bandwidth_limit=decode.size(request.bandwidth_limit_bytes_per_s, "bandwidth_limit"),
+                decode.copy_policy(request),
                 deadline=until,
                 active=context.is_active,
             )

@@ -34,7 +34,7 @@ _ADDRESS_SPACE = 1 << 57
 PREFIX = struct.Struct(">BBHIQ")
 _HELLO = struct.Struct(">H36sQBB")
 _PAGES = struct.Struct(">HIQ")
-_ZERO = struct.Struct(">HIQQ")
+_RANGE = struct.Struct(">HIQQ")
 _IMAGE = struct.Struct(">HQQ")
 _FILE = struct.Struct(">H")
 _PACKET = struct.Struct(">Q")
@@ -59,6 +59,7 @@ class Kind(IntEnum):
     ROUND_END = 7
     ACK = 8
     ERROR = 9
+    PACKED = 10
 
 
 class FrameError(Rejected):
@@ -101,6 +102,16 @@ class Pages:
 @dataclass(frozen=True, slots=True)
 class Zero:
     """``length`` bytes from ``vaddr`` are zero; no body."""
+
+    container: int
+    vpid: int
+    vaddr: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """As ``Pages``, ``length`` bytes of them; body: one zstd frame that says its length."""
 
     container: int
     vpid: int
@@ -154,11 +165,12 @@ class Failure:
     reason: Reason
 
 
-Head = Hello | Pages | Zero | Image | File | Packet | RoundEnd | Ack | Failure
+Head = Hello | Pages | Packed | Zero | Image | File | Packet | RoundEnd | Ack | Failure
 
 _MAX_BODY_OF = {
     Kind.HELLO: MAX_CONTAINERS * 64,
     Kind.PAGES: MAX_BODY,
+    Kind.PACKED: MAX_BODY,
     Kind.IMAGE: MAX_BODY,
     Kind.FILE: MAX_BODY,
     Kind.PACKET: MAX_PACKET,
@@ -236,7 +248,9 @@ def _encode_head(head: Head) -> tuple[Kind, bytes]:
         case Pages():
             return Kind.PAGES, _PAGES.pack(head.container, head.vpid, head.vaddr)
         case Zero():
-            return Kind.ZERO, _ZERO.pack(head.container, head.vpid, head.vaddr, head.length)
+            return Kind.ZERO, _RANGE.pack(head.container, head.vpid, head.vaddr, head.length)
+        case Packed():
+            return Kind.PACKED, _RANGE.pack(head.container, head.vpid, head.vaddr, head.length)
         case Image():
             packed = _IMAGE.pack(head.container, head.offset, head.total)
             return Kind.IMAGE, packed + head.name.encode("ascii")
@@ -260,10 +274,14 @@ def _decode_head(prefix: Prefix, raw: bytes) -> Head:
             container, vpid, vaddr = _PAGES.unpack(raw)
             _check_range(container, vpid, vaddr, prefix.body_length)
             return Pages(container, vpid, vaddr)
-        case Kind.ZERO:
-            container, vpid, vaddr, length = _ZERO.unpack(raw)
+        case Kind.ZERO | Kind.PACKED:
+            container, vpid, vaddr, length = _RANGE.unpack(raw)
             _check_range(container, vpid, vaddr, length)
-            return Zero(container, vpid, vaddr, length)
+            if prefix.kind is Kind.ZERO:
+                return Zero(container, vpid, vaddr, length)
+            if length > MAX_BODY:
+                raise FrameError(f"packed pages of {length} bytes are too large")
+            return Packed(container, vpid, vaddr, length)
         case Kind.IMAGE:
             container, offset, total = _IMAGE.unpack_from(raw)
             name = raw[_IMAGE.size :].decode("ascii")

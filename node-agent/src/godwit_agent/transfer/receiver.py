@@ -11,6 +11,7 @@ from typing import Protocol
 from godwit_agent import log
 from godwit_agent.transfer import frames
 from godwit_agent.transfer.frames import FrameError, Hello
+from godwit_agent.transfer.packing import Unpacker
 from godwit_agent.transfer.wire import FrameReader, FrameWriter, tune
 from godwit_api.errors import GodwitError, Rejected
 from godwit_api.reasons import Reason
@@ -114,7 +115,7 @@ class TransferServer:
 
 def receive(sock: socket.socket, node: str, admit: Admit) -> None:
     """Serves one connection until its peer closes it; tells the peer why it stops otherwise."""
-    reader, writer = FrameReader(sock), FrameWriter(sock)
+    reader, writer, unpacker = FrameReader(sock), FrameWriter(sock), Unpacker()
     try:
         first = reader.read()
         if first is None:
@@ -125,7 +126,7 @@ def receive(sock: socket.socket, node: str, admit: Admit) -> None:
         sink = admit(hello.uid, hello.epoch, hello.containers, node)
         sock.settimeout(None)
         while (frame := reader.read()) is not None:
-            if _apply(sink, hello.containers, *frame):
+            if _apply(sink, hello.containers, unpacker, *frame):
                 writer.send(frames.Ack(reader.sequence), flush=True)
     except OSError as error:
         if isinstance(error, ConnectionError | ssl.SSLError | TimeoutError):
@@ -137,9 +138,18 @@ def receive(sock: socket.socket, node: str, admit: Admit) -> None:
         raise
 
 
-def _apply(sink: Sink, containers: tuple[str, ...], head: frames.Head, body: memoryview) -> bool:
+def _apply(
+    sink: Sink,
+    containers: tuple[str, ...],
+    unpacker: Unpacker,
+    head: frames.Head,
+    body: memoryview,
+) -> bool:
     """Puts one frame where it belongs; whether the sender waits for an ACK."""
     match head:
+        case frames.Packed():
+            pages = unpacker.unpack(body, head.length)
+            sink.pages(_name(containers, head.container), head.vpid, head.vaddr, pages)
         case frames.Pages():
             sink.pages(_name(containers, head.container), head.vpid, head.vaddr, body)
         case frames.Zero():
