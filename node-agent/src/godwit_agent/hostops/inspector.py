@@ -124,8 +124,8 @@ def _files(pid: int) -> Iterator[Found]:
                 yield (
                     Reason.IO_URING,
                     (
-                        "uses io_uring: turn it off in the application, or give the pod the seccomp "
-                        "profile RuntimeDefault, which refuses it"
+                        "uses io_uring: turn it off in the application, or give the pod the "
+                        "seccomp profile RuntimeDefault, which refuses it"
                     ),
                 )
             elif kind not in _ANONYMOUS:
