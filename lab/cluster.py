@@ -132,6 +132,7 @@ class Cluster:
     def down(self) -> None:
         """Remove the testbed."""
         self._show("down")
+        self._built.clear()
 
     def _show(self, *words: str) -> None:
         if subprocess.run(self.argv(*words), check=False).returncode:

@@ -22,8 +22,8 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 def table(lines: list[dict[str, Any]]) -> str:
     """One row per workload, in the order of their first lines."""
     rows = [
-        "| workload | moves | freeze, median (ms) | longest (ms) | MB a move |",
-        "| --- | --- | --- | --- | --- |",
+        "| workload | moves | freeze, median (ms) | longest (ms) | client gap (ms) | MB a move |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for workload in dict.fromkeys(line["workload"] for line in lines):
         mine = [line for line in lines if line["workload"] == workload]
@@ -31,7 +31,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         megabytes = statistics.median(line["bytes"] for line in mine) / 1e6
         rows.append(
             f"| {workload} | {len(mine)} | {statistics.median(freezes):.0f} "
-            f"| {max(freezes):.0f} | {megabytes:.0f} |"
+            f"| {max(freezes):.0f} | {max(line['gap_ms'] for line in mine):.0f} | {megabytes:.0f} |"
         )
     return "\n".join(rows)
 

@@ -114,16 +114,23 @@ class Scene:
         assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
         return status
 
-    def record(self, workload: str, status: dict[str, Any], **seen: Any) -> None:
-        """One line for docs/support.md, when ``GODWIT_SUPPORT_RESULTS`` names a file for it."""
+    def record(self, workload: str, moves: list[dict[str, Any]], gap_ms: float) -> None:
+        """One line a move for docs/support.md, when ``GODWIT_SUPPORT_RESULTS`` names a file.
+
+        ``gap_ms``: the longest wait that a client saw in all of the moves.
+        """
+        for status in moves:
+            self.note(
+                workload=workload,
+                freeze_ms=status["freezeMilliseconds"],
+                gap_ms=round(gap_ms, 1),
+                bytes=status["transferredBytes"],
+            )
+
+    def note(self, **line: Any) -> None:
+        """One line of results."""
         path = os.environ.get("GODWIT_SUPPORT_RESULTS")
         if path:
-            line = {
-                "workload": workload,
-                "freeze_ms": status["freezeMilliseconds"],
-                "bytes": status["transferredBytes"],
-                **seen,
-            }
             with Path(path).open("a") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -8,6 +8,13 @@ from typing import Any
 
 import pytest
 
+from e2e.moving import (
+    exec_in,
+    many,
+    report,
+    start,
+    there_and_back,
+)
 from e2e.support import Scene
 from lab import workloads
 
@@ -18,10 +25,6 @@ _ROWS_AGREE = (
     " (select sum(delta) from pgbench_history) = (select sum(abalance) from pgbench_accounts),"
     " (select sum(tbalance) from pgbench_tellers) = (select sum(bbalance) from pgbench_branches)"
 )
-
-
-def exec_in(scene: Scene, pod: str, *command: str) -> str:
-    return scene.cluster.kubectl("exec", pod, "-n", scene.namespace, "--", *command)
 
 
 def client_pod(scene: Scene, image: str) -> dict[str, Any]:
@@ -45,7 +48,9 @@ def test_postgresql_under_pgbench(scene: Scene) -> None:
     for name in ("client", "postgres"):
         scene.cluster.wait_ready(name, scene.namespace)
     address = scene.pod("postgres")["status"]["podIP"]
-    options = f"-n -h {address} -U postgres -c 8 -j 2 -T 3600 -P 1 bench"
+    options = (
+        f"-n -h {address} -U postgres -c 8 -j 2 -T 3600 -P 1 --log --log-prefix /tmp/log bench"
+    )
     running = subprocess.Popen(
         scene.cluster.argv(
             *("kubectl", "exec", "client", "-n", scene.namespace, "--", "sh", "-c"),
@@ -58,10 +63,10 @@ def test_postgresql_under_pgbench(scene: Scene) -> None:
     assert running.stdout
     assert "progress" in next(line for line in running.stdout if "progress" in line)
     here = scene.nodes[0]
+    moves = []
     for _ in range(5):
         here = scene.other(here)
-        status = scene.must_succeed("postgres", here)
-        scene.record("PostgreSQL 18, pgbench with 8 clients", status)
+        moves.append(scene.must_succeed("postgres", here))
     # pgbench answers SIGALRM, its own end of time, by its summary
     exec_in(scene, "client", "sh", "-c", "kill -ALRM $(cat /tmp/pid)")
     summary, _ = running.communicate(timeout=60)
@@ -72,6 +77,8 @@ def test_postgresql_under_pgbench(scene: Scene) -> None:
     assert failed, summary
     assert int(failed[1]) == 0
     assert int(done[1]) > 100
+    # third column: microseconds of a transaction
+    longest = exec_in(scene, "client", "sh", "-c", "cut -d' ' -f3 /tmp/log.* | sort -n | tail -1")
     psql = ("psql", "-h", "/tmp", "-U", "postgres", "-At", "bench", "-c")
     assert exec_in(scene, "postgres", *psql, _ROWS_AGREE).strip() == f"{done[1]}|t|t"
     exec_in(scene, "postgres", *psql, "create extension amcheck")
@@ -82,3 +89,47 @@ def test_postgresql_under_pgbench(scene: Scene) -> None:
         scene, "postgres", *psql, "select sum(checksum_failures) from pg_stat_database"
     )
     assert faults.strip() == "0"
+    scene.record("PostgreSQL 18, pgbench with 8 clients", moves, int(longest) / 1e3)
+
+
+def test_redis_has_all_in_its_append_only_file(scene: Scene) -> None:
+    """Moved there, killed, started again on its file: every INCR that was answered is in it."""
+    address = start(
+        scene, "servers", 6379, "redis-server", "--bind", "0.0.0.0", "--protected-mode", "no",
+        "--dir", "/data", "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+    )  # fmt: skip
+    using = many(scene, "redis", address, 6379, 50)
+    moves = there_and_back(scene)
+    moves.append(scene.must_succeed("server", scene.nodes[1]))
+    seen = report(using)
+    assert seen["error"] is None, seen
+    crash(scene, "server", scene.nodes[1])
+    wanted = [str(-(-answers // 3)) for answers in seen["each"]]
+    keys = [f"n:c{number}" for number in range(len(wanted))]
+    assert exec_in(scene, "server", "redis-cli", "mget", *keys).split() == wanted
+    scene.record("Redis, append-only file, 50 connections", moves, seen["worst_ms"])
+
+
+def crash(scene: Scene, pod: str, node: str) -> None:
+    """Kill the container's first process from its node; the kubelet starts another."""
+    seen = scene.pod(pod)
+    assert seen["spec"]["nodeName"] == node
+    (container,) = seen["status"]["containerStatuses"]
+    name = container["containerID"].partition("://")[2]
+    scene.cluster.node_exec(node, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", name)
+    count = container["restartCount"] + 1
+    scene.cluster.kubectl(
+        *("wait", "pod", pod, "-n", scene.namespace, "--timeout=120s"),
+        f"--for=jsonpath={{.status.containerStatuses[0].restartCount}}={count}",
+    )
+    scene.cluster.wait_ready(pod, scene.namespace)
+
+
+def test_memcached_keeps_every_item(scene: Scene) -> None:
+    address = start(scene, "servers", 11211, "memcached", "-u", "nobody", "-l", "0.0.0.0")
+    using = many(scene, "memcached", address, 11211, 100)
+    moves = there_and_back(scene)
+    seen = report(using)
+    assert seen["error"] is None, seen
+    assert min(seen["each"]) > 4
+    scene.record("memcached, 100 connections", moves, seen["worst_ms"])

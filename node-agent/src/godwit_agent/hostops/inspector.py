@@ -121,7 +121,13 @@ def _files(pid: int) -> Iterator[Found]:
                     "has an eventfd in semaphore mode, which CRIU loses",
                 )
             elif kind == "io_uring":
-                yield Reason.IO_URING, "uses io_uring: turn it off in the application"
+                yield (
+                    Reason.IO_URING,
+                    (
+                        "uses io_uring: turn it off in the application, or give the pod the "
+                        "seccomp profile RuntimeDefault, which refuses it"
+                    ),
+                )
             elif kind not in _ANONYMOUS:
                 yield Reason.FILE_CANNOT_FOLLOW, f"has a {kind} open"
         elif target.startswith("/dev/"):
