@@ -7,7 +7,7 @@ PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit host e2e support test demo demo-down cluster bench-moves clean
+.PHONY: help venv check unit host e2e support test demo demo-down cluster bench bench-quick bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -55,8 +55,15 @@ demo: venv  ## Watch a live pod move there and back
 cluster: venv  ## A standing testbed with this checkout's Godwit on it (GODWIT_TESTBED names it)
 	$(BIN)/python -m lab.cluster
 
-bench-moves: venv  ## Ten moves of the demo's Redis beside stock CRIU; raw data in bench/results
-	$(BIN)/python -m bench.moves
+bench: venv  ## Every cell of docs/performance.md, about an hour; raw data in bench/results
+	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.report
+
+bench-quick: venv  ## A few minutes of the same
+	$(BIN)/python -m bench.run --quick
+
+bench-report: venv  ## Tables and plots of docs/performance.md from the raw data
+	$(BIN)/python -m bench.report
 
 demo-down:  ## Remove what the demo made
 	testbed/testbed down

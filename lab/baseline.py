@@ -48,17 +48,25 @@ $R exec gwbase redis-cli debug populate $1 data 1000 >/dev/null
 sed 's,/gwbase",/gwbase2",g' $D/config.json > $D/second/config.json
 rm -f $D/t2
 t0=$(date +%s%N)
-$R checkpoint --image-path $D/img --work-path $D/dump --tcp-established --file-locks \\
-   --manage-cgroups-mode ignore --lazy-pages --page-server 127.0.0.1:27077 --status-fd 9 \\
-   gwbase 9>$D/status >/dev/null 2>$D/checkpoint.log &
-[ "$(head -c 1 $D/status | wc -c)" = 1 ] || {{ cat $D/checkpoint.log; exit 1; }}
-t1=$(date +%s%N)
-criu lazy-pages --page-server --address 127.0.0.1 --port 27077 -D $D/img -W $D/restore \\
-   -o lazy.log >/dev/null 2>&1 &
-until [ -e $D/restore/lazy-pages.socket ]; do
-  [ $(($(date +%s%N)-t1)) -lt 5000000000 ] || exit 1
-done
-sleep 6007 2>/dev/null | {{ $R restore -d --lazy-pages --image-path $D/img \\
+SAVE="$R checkpoint --image-path $D/img --work-path $D/dump --tcp-established --file-locks \\
+   --manage-cgroups-mode ignore"
+if [ $2 = lazy ]; then
+  LAZY=--lazy-pages
+  $SAVE --lazy-pages --page-server 127.0.0.1:27077 --status-fd 9 \\
+     gwbase 9>$D/status >/dev/null 2>$D/checkpoint.log &
+  [ "$(head -c 1 $D/status | wc -c)" = 1 ] || {{ cat $D/checkpoint.log; exit 1; }}
+  t1=$(date +%s%N)
+  criu lazy-pages --page-server --address 127.0.0.1 --port 27077 -D $D/img -W $D/restore \\
+     -o lazy.log >/dev/null 2>&1 &
+  until [ -e $D/restore/lazy-pages.socket ]; do
+    [ $(($(date +%s%N)-t1)) -lt 5000000000 ] || exit 1
+  done
+else
+  LAZY=
+  $SAVE gwbase >/dev/null
+  t1=$(date +%s%N)
+fi
+sleep 6007 2>/dev/null | {{ $R restore -d $LAZY --image-path $D/img \\
    --work-path $D/restore --tcp-established --file-locks --manage-cgroups-mode ignore \\
    --bundle $D/second gwbase2 2>&1 && date +%s%N >$D/t2; }} | cat >$D/restore.log &
 until [ -s $D/t2 ]; do
@@ -102,12 +110,24 @@ def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
 
 def stock_criu(cluster: Cluster, pod: str, namespace: str, rounds: int = 5) -> float:
     """Median milliseconds of dump (lazy pages) plus restore of ``pod``'s container by hand."""
+    return statistics.median(by_hand(cluster, pod, namespace, rounds=rounds))
+
+
+def by_hand(
+    cluster: Cluster, pod: str, namespace: str, *, rounds: int = 5, lazy: bool = True
+) -> list[float]:
+    """Milliseconds of dump plus restore of ``pod``'s container by hand, one for each round.
+
+    ``lazy``: pages stay with the dumped process and come when they are asked for; otherwise all
+    of them are written to a tmpfs and read from there.
+    """
     seen = cluster.get("pod", pod, namespace)
     node = seen["spec"]["nodeName"]
     container = seen["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     image = seen["spec"]["containers"][0]["image"]
     keys = cluster.redis(seen["status"]["podIP"], "DBSIZE").lstrip(":")
-    say(f"stock CRIU by hand on {node} ({keys} keys, {rounds} rounds)")
+    how = "lazy pages" if lazy else "whole image"
+    say(f"stock CRIU by hand on {node} ({keys} keys, {how}, {rounds} rounds)")
     config = json.loads(cluster.node_exec(node, "cat", f"{_BUNDLES}/{container}/config.json"))
     cluster.node_exec(node, "sh", "-c", _CLEAN)
     totals = []
@@ -117,7 +137,8 @@ def stock_criu(cluster: Cluster, pod: str, namespace: str, rounds: int = 5) -> f
             stdin=json.dumps(_by_hand(config), separators=(",", ":")),
         )
         for _ in range(rounds):
-            printed = cluster.node_exec(node, "sh", "-c", _ROUND, "round", keys)
+            words = ("sh", "-c", _ROUND, "round", keys, "lazy" if lazy else "whole")
+            printed = cluster.node_exec(node, *words)
             found = re.search(r"dump_ns=(\d+) restore_ns=(\d+)", printed)
             if not found:
                 raise CommandFailed(f"the stock CRIU round printed {printed!r}")
@@ -126,4 +147,4 @@ def stock_criu(cluster: Cluster, pod: str, namespace: str, rounds: int = 5) -> f
             totals.append(dump + restore)
     finally:
         cluster.node_exec(node, "sh", "-c", _CLEAN, check=False)
-    return statistics.median(totals)
+    return totals

@@ -54,6 +54,14 @@ def pod(
     }
 
 
+def dirtier(
+    name: str, namespace: str, image: str, megabytes: int, *, node: str, shared: bool = False
+) -> Manifest:
+    """A server that writes to its memory (``shared``: a memfd) and can check every page."""
+    words = ["/lab/dirtier", "6379", str(megabytes), *(["shared"] if shared else [])]
+    return pod(name, namespace, image, node=node, port=6379, command=words)
+
+
 def redis_pod_spec(*, node: str | None = None, runtime_class: str = RUNTIME_CLASS) -> Manifest:
     """Pod spec of one Redis without persistence; DEBUG POPULATE is allowed to fill it."""
     spec: Manifest = {

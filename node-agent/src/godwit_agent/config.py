@@ -41,6 +41,7 @@ class Config:
     checkpoint_dir: Path = Path("/var/lib/godwit/checkpoints")
     worker_threads: int = 32
     transfer_streams: int = 1  # connections of one copy, each with a thread that encrypts
+    freezes_at_once: int = 1  # of pods that leave this node; the others wait, and run
     guard_seconds: int = 600
     freeze_timeout_ms: int = 10_000
     journal_keep_hours: int = 72
@@ -111,6 +112,7 @@ def _faults(config: Config) -> list[str]:
     for name, low, high in (
         ("worker_threads", 8, 512),
         ("transfer_streams", 1, 16),
+        ("freezes_at_once", 1, 64),
         ("guard_seconds", 60, 86_400),
         ("freeze_timeout_ms", 100, 600_000),
         ("journal_keep_hours", 1, 8760),

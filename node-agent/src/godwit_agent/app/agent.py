@@ -51,6 +51,7 @@ class Agent:
             peers=peers,
             own_address=config.node_ip,
             default_freeze_timeout_ms=config.freeze_timeout_ms,
+            freezes_at_once=config.freezes_at_once,
         )
         self.target = Target(host=host, journals=self._journals, peers=peers)
         here = PeerNode(config.node_name, config.node_ip, config.control_port, config.transfer_port)

@@ -17,6 +17,7 @@ from godwit_agent.app.peers import Decision, PeerFactory
 from godwit_agent.app.sessions import SourceSession
 from godwit_agent.app.source_sessions import SourceSessions
 from godwit_agent.app.switching import Switcher
+from godwit_agent.app.turns import Turns
 from godwit_agent.hostops.model import Inspection, Obstacle, PodState
 from godwit_agent.hostops.ports import Host
 from godwit_agent.memory.rounds import predicted_freeze_ms
@@ -37,6 +38,7 @@ class Source:
         peers: PeerFactory,
         own_address: str,
         default_freeze_timeout_ms: int,
+        freezes_at_once: int,
     ) -> None:
         self._host = host
         self._journals = journals
@@ -44,6 +46,7 @@ class Source:
         self._copier = copier
         self._peers = peers
         self._default_timeout_ms = default_freeze_timeout_ms
+        self._turns = Turns(freezes_at_once)
         self._sessions = SourceSessions(host, journals, own_address)
         self.stopping = threading.Event()
 
@@ -131,13 +134,15 @@ class Source:
                 return switcher.roll_back(Aborted(Reason.INTERNAL, "an earlier rollback failed"))
             if not session.journal.has(Step.GUARDED):
                 raise Rejected(Reason.WRONG_STEP, "the source is not guarded")
-            self._copier.once_more(session)
-            predicted = predicted_freeze_ms(session.left_bytes, session.bandwidth)
-            if budget_ms and predicted > budget_ms:
-                message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
-                return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
-            timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
-            return switcher.switch(timeout_s) or self._still_forward(session, deadline)
+            with self._turns.turn(deadline - 1.0):
+                self._copier.once_more(session)
+                predicted = predicted_freeze_ms(session.left_bytes, session.bandwidth)
+                if budget_ms and predicted > budget_ms:
+                    message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
+                    return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
+                timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
+                outcome = switcher.switch(timeout_s)
+            return outcome or self._still_forward(session, deadline)
 
     def finish(self, migration: Migration, pod: Pod) -> None:
         """After the commit: kills what is left, lifts the guard. The kubelet does the rest."""

@@ -1,0 +1,60 @@
+"""How much memory the agents take of their own, beside the images they hold."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from types import TracebackType
+
+from lab.cluster import Cluster
+
+_SCRIPT = """
+pid=$(pgrep -o -f 'godwit_agent[.]main')
+while sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\) kB/\\1/p' "/proc/$pid/status"; do sleep 0.2; done
+"""
+
+
+class AgentMemory:
+    """Peak of each agent's anonymous memory, in bytes, while the block runs, and before it."""
+
+    def __init__(self, cluster: Cluster, nodes: list[str]) -> None:
+        self._cluster = cluster
+        self._seen: dict[str, list[int]] = {node: [] for node in nodes}
+        self._running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+
+    def __enter__(self) -> AgentMemory:
+        for node in self._seen:
+            watch = subprocess.Popen(
+                self._cluster.argv("node", "exec", node, "--", "sh", "-c", _SCRIPT),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            thread = threading.Thread(target=self._read, args=(node, watch), daemon=True)
+            thread.start()
+            self._running.append((watch, thread))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for watch, thread in self._running:
+            watch.terminate()
+            watch.wait(30)
+            thread.join(30)
+
+    def _read(self, node: str, watch: subprocess.Popen[str]) -> None:
+        assert watch.stdout
+        with watch.stdout:
+            for line in watch.stdout:
+                self._seen[node].append(int(line) * 1024)
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """Per node: first and largest value."""
+        return {
+            node: {"first_bytes": seen[0], "peak_bytes": max(seen)}
+            for node, seen in self._seen.items()
+            if seen
+        }
