@@ -6,10 +6,12 @@ import time
 from typing import Any
 
 from bench.place import NAMESPACE, Place
-from lab import baseline
+from lab import baseline, podman
 from lab.cluster import CommandFailed
 
 _ROUNDS = 5
+# Its archive and the copy of it lie in memory too: about a GiB with so many keys.
+_PODMAN_KEYS = 1_000_000
 
 
 def by_hand(place: Place) -> list[dict[str, Any]]:
@@ -18,6 +20,17 @@ def by_hand(place: Place) -> list[dict[str, Any]]:
     for what, lazy in (("runc and CRIU, lazy pages", True), ("runc and CRIU, whole image", False)):
         times = baseline.by_hand(place.cluster, place.pod, NAMESPACE, rounds=_ROUNDS, lazy=lazy)
         rows.append({"what": what, "rounds_ms": [round(one, 1) for one in times]})
+    keys = int(place.cluster.redis(place.address, "DBSIZE").lstrip(":"))
+    if keys <= _PODMAN_KEYS:
+        found = podman.moves(place.cluster, keys, _ROUNDS)
+        times = [(one["checkpoint"] + one["copy"] + one["restore"]) / 1e6 for one in found]
+        rows.append(
+            {
+                "what": "podman checkpoint, copy, restore",
+                "rounds_ms": [round(one, 1) for one in times],
+                "rounds": found,
+            }
+        )
     return rows
 
 

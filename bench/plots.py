@@ -35,7 +35,9 @@ def draw(results: Results, directory: Path) -> None:
     shown = (cells.DEMO, cells.MAIN, cells.LARGE)
     chart.x_labels = [str(cell.megabytes) for cell in shown]
     chart.add("Godwit, client gap", [results.gap(cell) for cell in shown])
-    for what in ("runc and CRIU, lazy pages", "runc and CRIU, whole image"):
+    ways = ("runc and CRIU, lazy pages", "runc and CRIU, whole image",
+            "podman checkpoint, copy, restore")  # fmt: skip
+    for what in ways:
         chart.add(what, [results.aside(cell, what) for cell in shown])
     chart.render_to_file(str(directory / "beside.svg"))
 

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from godwit_testbed import build, cgroups, images, network, paths, shell
+from godwit_testbed import build, cgroups, images, network, paths, shell, tools
 from godwit_testbed.cluster import Cluster
 from godwit_testbed.node import Node
 from godwit_testbed.paths import CACHE, TestbedError
@@ -100,6 +100,10 @@ def _command(words: list[str]) -> list[str]:
     if not command:
         raise TestbedError("no command given: … exec -- COMMAND")
     return command
+
+
+def _tools(options: argparse.Namespace) -> int:
+    return tools.execute(_command(options.words))
 
 
 def _image(options: argparse.Namespace) -> int:
@@ -198,6 +202,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("exec",))
     sub.add_argument("words", nargs=argparse.REMAINDER)
     sub.set_defaults(run=_client)
+    sub = add(
+        "tools",
+        "Run a command beside podman, runc, crun and CRIU as Debian has them, in namespaces of "
+        "its own: testbed tools exec -- podman load -i /images/NAME.tar",
+    )
+    sub.add_argument("action", choices=("exec",))
+    sub.add_argument("words", nargs=argparse.REMAINDER)
+    sub.set_defaults(run=_tools)
     sub = add("image", "Build an image from a Dockerfile, or give one to every node.")
     sub.add_argument("action", choices=("build", "load"))
     sub.add_argument("source", help="build: context directory; load: image name or OCI archive")

@@ -19,14 +19,14 @@ from godwit_testbed.paths import CACHE, TestbedError, locked
 BASE_IMAGE = "godwit.local/debian:forky"
 PAUSE_IMAGE = "godwit.local/pause:1"
 COREDNS_IMAGE = "godwit.local/coredns:1"
-_ARCHIVES = CACHE / "images"
+ARCHIVES = CACHE / "images"
 
 
 def archive(tag: str) -> Path:
     """Where the OCI archive of an image is kept."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9./-]*:[\w.-]+", tag):
         raise TestbedError(f"image name {tag!r}: give it as name:tag")
-    return _ARCHIVES / (re.sub(r"[/:]", "_", tag) + ".tar")
+    return ARCHIVES / (re.sub(r"[/:]", "_", tag) + ".tar")
 
 
 def _digest(data: bytes) -> str:
@@ -47,7 +47,7 @@ def pack(tag: str, files: dict[str, Path], command: list[str]) -> Path:
                     tar.addfile(info, content)
         _write_archive(part, tag, layer_file.getvalue(), {"Entrypoint": command})
 
-    return build.make(_ARCHIVES / f"{archive(tag).stem}-{key[:12]}.tar", f"image {tag}", recipe)
+    return build.make(ARCHIVES / f"{archive(tag).stem}-{key[:12]}.tar", f"image {tag}", recipe)
 
 
 def _write_archive(part: Path, tag: str, layer: bytes, config: dict[str, object]) -> None:
@@ -130,7 +130,7 @@ def base() -> Path:
             },
         )
 
-    return build.make(_ARCHIVES / f"base2-{root.name}.tar", f"image {BASE_IMAGE}", recipe)
+    return build.make(ARCHIVES / f"base2-{root.name}.tar", f"image {BASE_IMAGE}", recipe)
 
 
 def system_images() -> dict[str, Path]:
@@ -213,7 +213,7 @@ def build_image(
                 tag,
                 *words,
             ],
-            env={"WORK": str(work), "IMAGES": str(_ARCHIVES), **limits},
+            env={"WORK": str(work), "IMAGES": str(ARCHIVES), **limits},
         )
     return out
 
