@@ -35,7 +35,7 @@ from godwit_agent.hostops.model import (
     Tracking,
 )
 from godwit_agent.hostops.ports import CopySink, Host
-from godwit_api.errors import Rejected, Retryable
+from godwit_api.errors import Aborted, Rejected, Retryable
 from godwit_api.reasons import Reason
 
 T = TypeVar("T")
@@ -405,6 +405,12 @@ class _Restores(_Part):
 
     def find(self, slot: Slot) -> Restored | None:
         return self.node.restored.get(slot.container)
+
+    def verify(self, slot: Slot) -> Restored:
+        found = self.find(slot)
+        if found is None:
+            raise Aborted(Reason.RESTORE_FAILED, "nothing here")
+        return found
 
     def abort(self, slot: Slot) -> None:
         self.node.do("abort_restore")

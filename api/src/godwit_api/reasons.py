@@ -87,6 +87,7 @@ class Reason(StrEnum):
     ARCHIVE_KEY = "ArchiveKey"
     SOURCE_EXITED = "SourceExited"
     SOURCE_DELETED = "SourceDeleted"
+    NODE_LOST = "NodeLost"
     CANCELLED = "Cancelled"
     TIMED_OUT = "TimedOut"
     AGENT_UNREACHABLE = "AgentUnreachable"

@@ -58,6 +58,7 @@ class Agent(Protocol):
     async def abort_target(self, request: pb.AbortTargetRequest) -> None: ...
     async def get_migration(self, uid: str) -> list[pb.MigrationRecord]: ...
     async def sync_addresses(self, request: pb.SyncAddressesRequest) -> None: ...
+    async def run_fenced(self, request: pb.RunRequest) -> None: ...
 
 
 class AgentPool(Protocol):
@@ -126,6 +127,9 @@ class GrpcAgent:
         request = pb.GetMigrationRequest(uid=uid)
         found = await _call(self._stub.GetMigration(request, timeout=_SHORT_SECONDS))
         return list(found.records)
+
+    async def run_fenced(self, request: pb.RunRequest) -> None:
+        await _call(self._stub.RunFenced(request, timeout=_SHORT_SECONDS))
 
     async def sync_addresses(self, request: pb.SyncAddressesRequest) -> None:
         await _call(self._stub.SyncAddresses(request, timeout=_SHORT_SECONDS))

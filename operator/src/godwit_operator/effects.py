@@ -18,11 +18,12 @@ from godwit_operator import progress
 from godwit_operator.addresses import Addresses
 from godwit_operator.agents import Agent, AgentPool
 from godwit_operator.bridge import Bridge
+from godwit_operator.fencing import is_fenced, without_source
 from godwit_operator.handover import Handover
 from godwit_operator.inspection import Facts, Inspection
 from godwit_operator.kube import NODES, PODS, KubeApi, find
 from godwit_operator.messages import pod_ref, reference
-from godwit_operator.plan import Committed, Done, Failed, Result
+from godwit_operator.plan import Committed, Done, Failed, Result, is_lost
 from godwit_operator.quantity import number
 from godwit_operator.queue import Queue
 from godwit_operator.status import Learned, seconds
@@ -224,11 +225,18 @@ class Effects:
 
     async def _outcome(self) -> Answer | None:
         """How the present attempt's switch has ended; None: it has not."""
-        for record in await (await self._source()).get_migration(self.migration.metadata.uid):
+        try:
+            records = await (await self._source()).get_migration(self.migration.metadata.uid)
+        except Retryable as failure:
+            return await self._fenced(failure), Learned()
+        for record in records:
             mine = record.epoch == self.migration.status.epoch and record.role == pb.ROLE_SOURCE
             if mine and record.HasField("outcome"):
                 return _ended(record.outcome, self.migration)
         return None
+
+    async def _fenced(self, failure: Retryable) -> Result:
+        return await without_source(self.ports.api, self.ports.agents, self.migration, failure)
 
     # -- after the commit -----------------------------------------------------------------
     async def _finish(self, step: Step) -> Answer:
@@ -238,22 +246,19 @@ class Effects:
                 await mark_moved(self.ports.api, self.migration)
                 failures = await self.ports.addresses.sync()
                 for node in {status.source_node, status.target_node, status.handover.address_home}:
-                    if node in failures:
+                    if node in failures and not await is_fenced(self.ports.api, node):
                         raise failures[node]
             case Step.FINISH_SOURCE:
-                if await self._exists(status.source_node):
+                if not await is_fenced(self.ports.api, status.source_node):
                     source = pb.FinishSourceRequest(
                         migration=self._ref, pod=pod_ref(self.migration)
                     )
                     await (await self._source()).finish_source(source)
             case _:
-                if await self._exists(status.target_node):
+                if not await is_fenced(self.ports.api, status.target_node):
                     target = pb.FinishTargetRequest(migration=self._ref)
                     await (await self._target()).finish_target(target)
         return DONE
-
-    async def _exists(self, node: str) -> bool:
-        return await find(self.ports.api, NODES, None, node) is not None
 
     async def _tidy(self, step: Step) -> Answer:
         note = self.migration.status.handover
@@ -290,8 +295,10 @@ class Effects:
             return DONE
         if step is Step.ABORT_ATTEMPT:
             ended = await self._outcome()
-            if ended is not None and isinstance(ended[0], Committed):
+            if ended is not None and (isinstance(ended[0], Committed) or _is_lost(ended[0])):
                 return ended
+        elif await is_fenced(self.ports.api, self.migration.status.source_node):
+            return Done(), Learned(note={"attempt_open": False, "guarded": False})
         request = pb.AbortSourceRequest(
             migration=self._ref,
             pod=pod_ref(self.migration),
@@ -359,6 +366,10 @@ class Effects:
         except GodwitError:
             return None  # home is always possible
         return chosen
+
+
+def _is_lost(result: Result) -> bool:
+    return isinstance(result, Failed) and is_lost(result.failure)
 
 
 def _no_successor() -> Learned:

@@ -29,7 +29,7 @@ from godwit_operator.steps import AFTER_COMMIT, BACK, BEFORE_TOUCH, ENDS, ONWARD
 MAX_RETURNS = 3
 """Attempts to restore on the source node itself, before a person is asked."""
 
-LOST = frozenset({Reason.SOURCE_EXITED, Reason.SOURCE_DELETED})
+LOST = frozenset({Reason.SOURCE_EXITED, Reason.SOURCE_DELETED, Reason.NODE_LOST})
 """Reasons after which there is no process left, or nobody wants it."""
 
 

@@ -119,6 +119,9 @@ class AgentServer(NodeAgentServicer):
         records = await self._answer(context, self._agent.get_migration(request.uid), None)
         return pb.GetMigrationResponse(records=records)
 
+    async def RunFenced(self, request: Any, context: Any) -> Any:
+        return await self._answer(context, self._agent.run_fenced(request), pb.RunResponse())
+
     async def SyncAddresses(self, request: Any, context: Any) -> Any:
         empty = pb.SyncAddressesResponse()
         return await self._answer(context, self._agent.sync_addresses(request), empty)

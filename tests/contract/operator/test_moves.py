@@ -21,6 +21,7 @@ from godwit_operator.kube import (
     BINDINGS,
     ENDPOINT_SLICES,
     MIGRATIONS,
+    NODES,
     PODS,
     POLICIES,
     SERVICES,
@@ -240,6 +241,71 @@ async def test_lost_answer_of_the_switch(scene: Scene) -> None:
     result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
     assert result["status"]["phase"] == "Succeeded"
     assert len([c for c in scene.world.calls if c[1] == "switch"]) == 1
+
+
+OUT_OF_SERVICE = {"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}
+
+
+async def until_told(scene: Scene, text: str) -> None:
+    """Return when the migration's conditions say ``text``."""
+    for _ in range(300):
+        seen = await scene.api.get(MIGRATIONS, scene.namespace, "m")
+        if text in str(seen.get("status", {}).get("conditions")):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(seen["status"])
+
+
+async def test_the_source_node_dies_with_a_copy_on_the_target(scene: Scene) -> None:
+    """The copy waits until somebody says that the node is dead; then it runs."""
+    pod = await scene.workload("StatefulSet")
+    home, target = pod["spec"]["nodeName"], other(pod)
+    scene.world.fail[f"{home}.switch"] = [Retryable(Reason.AGENT_UNREACHABLE, "gone")]
+    scene.world.on_fail = lambda: scene.pool.names.discard(home)
+    scene.world.frozen_copies.add(1)
+    made = await scene.migrate("redis-0", run=False, target={"nodeName": target})
+    task = asyncio.create_task(scene.drive())
+    await until_told(scene, "taint it with node.kubernetes.io/out-of-service")
+    assert not any(call == "run_fenced" for _, call, _ in scene.world.calls)
+    await scene.api.patch(NODES, None, home, {"spec": {"taints": [OUT_OF_SERVICE]}})
+    result = await task
+    assert result["status"]["phase"] == "Succeeded", result["status"]
+    assert scene.world.running_on == target
+    after = await scene.ready_pod()
+    assert after["metadata"]["uid"] == result["status"]["successorUID"]
+    scene.world.guarded = False
+    await scene.nothing_left(made["metadata"]["uid"])
+
+
+async def test_the_source_node_dies_without_a_copy(scene: Scene) -> None:
+    """Nothing is left to save: the owner's next pod starts as after any loss of a node."""
+    pod = await scene.workload("StatefulSet")
+    home = pod["spec"]["nodeName"]
+
+    def die() -> None:
+        scene.pool.names.discard(home)
+        scene.world.guarded = False
+        scene.world.running_on = ""
+
+    scene.world.fail[f"{home}.switch"] = [Retryable(Reason.AGENT_UNREACHABLE, "gone")]
+    scene.world.on_fail = die
+    await scene.api.patch(NODES, None, home, {"spec": {"taints": None}})
+    made = await scene.migrate("redis-0", run=False, target={"nodeName": other(pod)})
+    task = asyncio.create_task(scene.drive())
+    await until_told(scene, "taint it with node.kubernetes.io/out-of-service")
+    await scene.api.patch(NODES, None, home, {"spec": {"taints": [OUT_OF_SERVICE]}})
+    result = await task
+    assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "NodeLost")
+    for _ in range(100):
+        await Housekeeping(scene.api, scene.ports.queue).sweep()
+        found = await find(scene.api, PODS, scene.namespace, "redis-0")
+        if found and not found["spec"].get("schedulingGates"):
+            break
+        await asyncio.sleep(0.05)
+    after = await scene.ready_pod()
+    assert after["metadata"]["uid"] != pod["metadata"]["uid"]
+    assert after["spec"]["nodeName"] != home
+    await scene.nothing_left(made["metadata"]["uid"])
 
 
 async def test_cancel_while_copying(scene: Scene) -> None:

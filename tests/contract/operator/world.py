@@ -25,6 +25,7 @@ class World:
 
     running_on: str = ""
     guarded: bool = False
+    frozen_copies: set[int] = field(default_factory=set)  # epochs restored, without a commit
     committed: dict[int, bool] = field(default_factory=dict)
     aborted: set[int] = field(default_factory=set)
     expected: dict[str, str] = field(default_factory=dict)  # pod uid: node
@@ -142,6 +143,14 @@ class FakeAgent:
         self._note("abort_target", request.migration)
         assert not self.world.committed.get(request.migration.epoch)
         self.world.expected = {u: n for u, n in self.world.expected.items() if n != self.node}
+
+    async def run_fenced(self, request: pb.RunRequest) -> None:
+        self._note("run_fenced", request.migration)
+        if request.migration.epoch not in self.world.frozen_copies:
+            raise Rejected(Reason.NODE_LOST, "no complete copy")
+        self.world.committed[request.migration.epoch] = True
+        self.world.running_on = self.node
+        self.world.restored |= {u for u, n in self.world.expected.items() if n == self.node}
 
     async def get_migration(self, uid: str) -> list[pb.MigrationRecord]:
         self.world.called(self.node, "get_migration", 0)

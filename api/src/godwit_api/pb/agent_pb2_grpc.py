@@ -110,6 +110,11 @@ class NodeAgentStub:
                 request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.SyncAddressesRequest.SerializeToString,
                 response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.SyncAddressesResponse.FromString,
                 _registered_method=True)
+        self.RunFenced = channel.unary_unary(
+                '/godwit.agent.v1.NodeAgent/RunFenced',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RunRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RunResponse.FromString,
+                _registered_method=True)
 
 
 class NodeAgentServicer:
@@ -206,6 +211,14 @@ class NodeAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunFenced(self, request, context):
+        """Target: the source's node is fenced, so nobody will ever answer Committed. A complete copy
+        runs without the source's word; without one: NodeLost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -283,6 +296,11 @@ def add_NodeAgentServicer_to_server(servicer, server):
                     servicer.SyncAddresses,
                     request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.SyncAddressesRequest.FromString,
                     response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.SyncAddressesResponse.SerializeToString,
+            ),
+            'RunFenced': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunFenced,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RunRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -691,6 +709,33 @@ class NodeAgent:
             '/godwit.agent.v1.NodeAgent/SyncAddresses',
             godwit_dot_agent_dot_v1_dot_agent__pb2.SyncAddressesRequest.SerializeToString,
             godwit_dot_agent_dot_v1_dot_agent__pb2.SyncAddressesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunFenced(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.NodeAgent/RunFenced',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.RunRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.RunResponse.FromString,
             options,
             channel_credentials,
             insecure,

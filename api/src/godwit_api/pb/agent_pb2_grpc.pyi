@@ -51,6 +51,10 @@ class NodeAgentStub:
     AbortTarget: _grpc.UnaryUnaryMultiCallable[_agent_pb2.AbortTargetRequest, _agent_pb2.AbortTargetResponse]
     GetMigration: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetMigrationRequest, _agent_pb2.GetMigrationResponse]
     SyncAddresses: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SyncAddressesRequest, _agent_pb2.SyncAddressesResponse]
+    RunFenced: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RunRequest, _agent_pb2.RunResponse]
+    """Target: the source's node is fenced, so nobody will ever answer Committed. A complete copy
+    runs without the source's word; without one: NodeLost.
+    """
 
 @_typing.type_check_only
 class NodeAgentAsyncStub(NodeAgentStub):
@@ -72,6 +76,10 @@ class NodeAgentAsyncStub(NodeAgentStub):
     AbortTarget: _aio.UnaryUnaryMultiCallable[_agent_pb2.AbortTargetRequest, _agent_pb2.AbortTargetResponse]  # type: ignore[assignment]
     GetMigration: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetMigrationRequest, _agent_pb2.GetMigrationResponse]  # type: ignore[assignment]
     SyncAddresses: _aio.UnaryUnaryMultiCallable[_agent_pb2.SyncAddressesRequest, _agent_pb2.SyncAddressesResponse]  # type: ignore[assignment]
+    RunFenced: _aio.UnaryUnaryMultiCallable[_agent_pb2.RunRequest, _agent_pb2.RunResponse]  # type: ignore[assignment]
+    """Target: the source's node is fenced, so nobody will ever answer Committed. A complete copy
+    runs without the source's word; without one: NodeLost.
+    """
 
 class NodeAgentServicer(metaclass=_abc_1.ABCMeta):
     """Served to the operator only."""
@@ -180,6 +188,16 @@ class NodeAgentServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.SyncAddressesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.SyncAddressesResponse, _abc.Awaitable[_agent_pb2.SyncAddressesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RunFenced(
+        self,
+        request: _agent_pb2.RunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.RunResponse, _abc.Awaitable[_agent_pb2.RunResponse]]:
+        """Target: the source's node is fenced, so nobody will ever answer Committed. A complete copy
+        runs without the source's word; without one: NodeLost.
+        """
 
 def add_NodeAgentServicer_to_server(servicer: NodeAgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -110,6 +110,12 @@ class Arriving:
             self._restored[restored.container] = restored
         return sum(len(restored.pids) for restored in self._restored.values())
 
+    def verify(self) -> None:
+        """All containers are here as ``restore`` leaves them, or ``Aborted``."""
+        self._require_store()
+        for slot in self._slots():
+            self._restored[slot.container] = self._host.restores.verify(slot)
+
     def take_route(self) -> None:
         if self._ip:
             self._host.routes.local(self._ip, self._link().host_interface)

@@ -24,7 +24,7 @@ from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import NodeFacts, Obstacle, Plan
 from godwit_agent.hostops.ports import Host
-from godwit_api.errors import Rejected, Retryable, Unsafe
+from godwit_api.errors import Aborted, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _SILENCE_S = 5.0
@@ -154,6 +154,18 @@ class Target:
         session.require_source(node)
         return self._run(session)
 
+    def run_fenced(self, migration: Migration) -> Ran:
+        """The operator's word that the source's node is fenced stands for the source's own.
+
+        ``Rejected(NodeLost)``: there is no complete copy here, so there is none at all.
+        """
+        session = self._session(migration.uid, migration.epoch, current=True)
+        if not session.journal.has(Step.RESUMED):
+            with session.busy("RunFenced"):
+                self._require_copy(session)
+            log.warning("the source is fenced: its copy runs", **_keys(session))
+        return self._run(session)
+
     def abort_restore(self, migration: Migration, node: str) -> None:
         """The source runs on: the copy goes, the expectation stays, aborted."""
         session = self._session(migration.uid, migration.epoch)
@@ -199,6 +211,16 @@ class Target:
             self._start_asking(session, 0.0)
         elif not session.journal.terminal:
             self._refuse(session)  # what was in the store is of no use without the process
+
+    def _require_copy(self, session: TargetSession) -> None:
+        over = session.journal.find(Step.REFUSED, Step.ABORTED, Step.FINISHED)
+        try:
+            if over is not None:
+                raise Aborted(Reason.RESTORE_FAILED, f"the attempt is over ({over.step})")
+            session.pod.verify()
+        except Aborted as error:
+            message = f"this node holds no complete copy: {error.message}"
+            raise Rejected(Reason.NODE_LOST, message) from error
 
     def _run(self, session: TargetSession, *, again: bool = False) -> Ran:
         watch = Stopwatch()

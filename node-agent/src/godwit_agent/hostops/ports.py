@@ -263,6 +263,9 @@ class Restores(Protocol):
     def find(self, slot: Slot) -> Restored | None:
         """After a restart of the agent: what ``restore`` had returned, if its tasks live."""
 
+    def verify(self, slot: Slot) -> Restored:
+        """Checks as ``restore`` does what it has left. ``Aborted``: RestoreFailed, VerifyFailed."""
+
     def abort(self, slot: Slot) -> None:
         """Waiting: the gate says no. Restored: killed. Never raises for what is not there."""
 

@@ -90,6 +90,13 @@ class HostRestores:
             return None
         return Restored(slot.container, container_id, pid, pids)
 
+    def verify(self, slot: Slot) -> Restored:
+        found = self.find(slot)
+        if found is None:
+            message = f"container {slot.container} has not been restored here"
+            raise Aborted(Reason.RESTORE_FAILED, message)
+        return self._check(slot, found.container_id, found.init_pid)
+
     def abort(self, slot: Slot) -> None:
         directory = self._layout.local(slot.directory)
         restored = self.find(slot)

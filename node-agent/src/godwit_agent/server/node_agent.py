@@ -165,6 +165,13 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
 
         return _serve(context, "AbortTarget", work)
 
+    def RunFenced(self, request: pb.RunRequest, context: _Context) -> pb.RunResponse:
+        def work(_: float) -> pb.RunResponse:
+            ran = self._agent.target.run_fenced(decode.migration(request.migration))
+            return pb.RunResponse(resumed_unix_ns=ran.resumed_unix_ns, timings_us=ran.timings_us)
+
+        return _serve(context, "RunFenced", work)
+
     def GetMigration(
         self, request: pb.GetMigrationRequest, context: _Context
     ) -> pb.GetMigrationResponse:
