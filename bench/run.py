@@ -47,7 +47,7 @@ class Log:
 def machine(cluster: Cluster) -> dict[str, Any]:
     """What a timing depends on."""
     versions = cluster.node_exec(
-        *("n1", "sh", "-c"), "containerd --version; runc --version; /opt/godwit/bin/criu --version"
+        *("n1", "sh", "-c"), "containerd --version; runc --version; /opt/godwit/criu/criu --version"
     )
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s*(\d+) kB", Path("/proc/meminfo").read_text())
