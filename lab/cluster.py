@@ -124,6 +124,11 @@ class Cluster:
         """Run a command in all namespaces of a node."""
         return self.run("node", "exec", node, "--", *command, check=check)
 
+    def outside_address(self) -> str:
+        """IPv4 address of the place outside the cluster, as pods see it."""
+        shown = self.run("client", "exec", "--", "ip", "-j", "-4", "address", "show", "br0")
+        return str(json.loads(shown)[0]["addr_info"][0]["local"])
+
     # -- bringing up --------------------------------------------------------------------------
     def up(self, nodes: int = 2, cni: str = "ptp") -> None:
         """Bring the testbed up, showing its progress."""

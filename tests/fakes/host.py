@@ -23,6 +23,7 @@ from godwit_agent.hostops.model import (
     Inspection,
     Link,
     NodeFacts,
+    Outgoing,
     Packet,
     Plan,
     PodState,
@@ -106,6 +107,8 @@ class FakeNode:
         self.waiting: set[str] = set()
         self.restored: dict[str, Restored] = {}
         self.running = False
+        self.opened: tuple[Outgoing, ...] = ()
+        self.adopted: list[Outgoing] = []
         self.aborted_slots: set[str] = set()
         self.got: dict[str, list[tuple[object, ...]]] = {}
         self.stores_here: dict[str, FakeStore] = {}
@@ -540,6 +543,14 @@ class _HeldConnections(_Part):
     def renew(self) -> tuple[int, int]:
         self.node.do("renew_connections")
         return 0, 0
+
+    def outgoing(self) -> tuple[Outgoing, ...]:
+        return self.node.opened
+
+    def adopt(self, connections: Iterable[Outgoing]) -> tuple[int, int]:
+        self.node.do("adopt")
+        self.node.adopted += connections
+        return len(self.node.adopted), 0
 
     def close(self) -> None:
         pass

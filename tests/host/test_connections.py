@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import secrets
 import shutil
@@ -28,6 +29,12 @@ pytestmark = [
 ]
 POD = "10.79.2.2"
 SERVICE = "10.79.9.9"
+ELSEWHERE = "10.79.9.8"
+# The next packet without an entry goes to another server, where nobody knows the connection.
+_ANOTHER_SERVER = """
+ip netns exec $R nft flush chain ip nat prerouting
+ip netns exec $R nft add rule ip nat prerouting ip daddr 10.79.9.8 dnat to 10.79.1.1
+"""
 
 _SETUP = """
 for n in $C $R $P; do ip netns add $n; ip -n $n link set lo up; done
@@ -47,6 +54,7 @@ table ip nat {
   chain prerouting {
     type nat hook prerouting priority -100;
     ip daddr 10.79.9.9 dnat to 10.79.2.2
+    ip daddr 10.79.9.8 dnat to 10.79.1.2
   }
   chain postrouting {
     type nat hook postrouting priority 100;
@@ -113,6 +121,27 @@ class Scene:
             asking.close()
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            thread.join(5)
+            pod.close()
+            client.close()
+
+    @contextlib.contextmanager
+    def abroad(self) -> Iterator[socket.socket]:
+        """The pod's socket to a Service whose server is the client's node."""
+        pod = NetnsThread(f"/run/netns/{self.names['P']}")
+        client = NetnsThread(f"/run/netns/{self.names['C']}")
+        listener = client.call(lambda: socket.create_server(("10.79.1.2", 6379)))
+        asking = pod.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        asking.settimeout(5)
+        arguments = (listener, socket.SOCK_STREAM)
+        thread = threading.Thread(target=_answer, args=arguments, daemon=True)
+        thread.start()
+        try:
+            asking.connect((ELSEWHERE, 6379))
+            yield asking
+        finally:
+            asking.close()
             listener.close()
             thread.join(5)
             pod.close()
@@ -207,3 +236,40 @@ def test_other_pods_and_plain_connections_are_left_alone(scene: Scene) -> None:
             with scene.watching(other) as held:
                 assert held.renew() == (0, 0)
         assert ask(asking) == b"?"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_pods_own_connection_keeps_its_server(scene: Scene, late: bool) -> None:
+    """The next node has no entry, and would choose another server of the Service."""
+    with contextlib.ExitStack() as stack:
+        if late:
+            held = stack.enter_context(scene.watching())
+        asking = stack.enter_context(scene.abroad())
+        assert ask(asking) == b"?"
+        if not late:
+            held = stack.enter_context(scene.watching())
+        assert held.renew() == (0, 0)
+        (connection,) = held.outgoing()
+        assert connection.server == (ipaddress.ip_address("10.79.1.2").packed, 6379)
+        scene.forget_all()
+        scene.shell(_ANOTHER_SERVER)
+        assert held.adopt([connection]) == (1, 0)
+        assert held.adopt([connection]) == (1, 0)
+        assert ask(asking) == b"?"
+
+
+def test_without_its_entry_it_is_reset(scene: Scene) -> None:
+    with scene.abroad() as asking:
+        assert ask(asking) == b"?"
+        scene.forget_all()
+        scene.shell(_ANOTHER_SERVER)
+        with pytest.raises(ConnectionResetError):
+            ask(asking)
+
+
+def test_nobody_elses_connection_is_adopted(scene: Scene) -> None:
+    with scene.abroad() as asking:
+        assert ask(asking) == b"?"
+        with scene.watching() as held, scene.watching("10.79.2.3") as other:
+            assert other.outgoing() == ()
+            assert other.adopt(held.outgoing()) == (0, 1)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from fakes.cluster import MIGRATION, POD, SUCCESSOR, TIMEOUT, Cluster
 from fakes.cluster import cluster as make_cluster
 from fakes.host import IP
-from godwit_agent.hostops.model import Packet
+from godwit_agent.hostops.model import Outgoing, Packet
 from godwit_api.errors import Rejected, Retryable
 from godwit_api.identity import node_dns_name
 from godwit_api.pb import agent_pb2 as pb
@@ -54,6 +55,44 @@ def test_a_pod_moves(cluster: Cluster) -> None:
     assert not cluster.a.fake.guard_files
     assert not cluster.b.fake.expected_pods
     assert not cluster.b.fake.stores_here
+
+
+def test_the_pods_own_connections_go_along(cluster: Cluster) -> None:
+    here = (bytes((10, 244, 1, 7)), 40001)
+    service, server = (bytes((10, 96, 0, 9)), 80), (bytes((10, 244, 3, 3)), 8080)
+    cluster.a.fake.opened = (Outgoing(6, here, service, server, 6, 3600, b""),)
+    cluster.ready()
+    assert cluster.switch().committed
+    assert tuple(cluster.b.fake.adopted) == cluster.a.fake.opened
+    adopted = cluster.world.effects
+    assert adopted.index("b.adopt") < adopted.index("b.resume")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": 1},
+        {"client_address": b"abc"},
+        {"server_address": bytes(16)},
+        {"client_port": 0},
+        {"service_port": 65536},
+        {"status": 1 << 16},
+        {"tcp": bytes(65)},
+    ],
+)
+def test_a_malformed_connection_is_refused(cluster: Cluster, change: dict[str, Any]) -> None:
+    good = {
+        "protocol": 6, "client_address": bytes(4), "client_port": 1, "service_address": bytes(4),
+        "service_port": 1, "server_address": bytes(4), "server_port": 1, "timeout_seconds": 1,
+    }  # fmt: skip
+    cluster.ready()
+    channel, stub = cluster.b.peer_stub(cluster.a.identity)
+    request = pb.RestoreRequest(
+        migration=cluster.ref(), outgoing=[pb.Outgoing(**{**good, **change})]
+    )
+    with channel, pytest.raises(grpc.RpcError) as caught:
+        stub.Restore(request, timeout=TIMEOUT)
+    assert error_of(caught.value).reason is Reason.MALFORMED
 
 
 def test_the_order_of_the_switch(cluster: Cluster) -> None:

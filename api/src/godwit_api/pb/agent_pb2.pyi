@@ -1510,20 +1510,77 @@ class ArmResponse(_message.Message):
 Global___ArmResponse: _TypeAlias = ArmResponse  # noqa: Y015
 
 @_typing.final
+class Outgoing(_message.Message):
+    """A connection that the pod has opened to an address which its node translates, a ClusterIP."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    CLIENT_PORT_FIELD_NUMBER: _builtins.int
+    SERVICE_ADDRESS_FIELD_NUMBER: _builtins.int
+    SERVICE_PORT_FIELD_NUMBER: _builtins.int
+    SERVER_ADDRESS_FIELD_NUMBER: _builtins.int
+    SERVER_PORT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    TCP_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.int
+    """6 TCP, 17 UDP"""
+    client_address: _builtins.bytes
+    """the pod's, in network order"""
+    client_port: _builtins.int
+    service_address: _builtins.bytes
+    service_port: _builtins.int
+    server_address: _builtins.bytes
+    """where the packets really go"""
+    server_port: _builtins.int
+    status: _builtins.int
+    """of the connection table"""
+    timeout_seconds: _builtins.int
+    tcp: _builtins.bytes
+    """attributes of CTA_PROTOINFO_TCP"""
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.int = ...,
+        client_address: _builtins.bytes = ...,
+        client_port: _builtins.int = ...,
+        service_address: _builtins.bytes = ...,
+        service_port: _builtins.int = ...,
+        server_address: _builtins.bytes = ...,
+        server_port: _builtins.int = ...,
+        status: _builtins.int = ...,
+        timeout_seconds: _builtins.int = ...,
+        tcp: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "client_port", b"client_port", "protocol", b"protocol", "server_address", b"server_address", "server_port", b"server_port", "service_address", b"service_address", "service_port", b"service_port", "status", b"status", "tcp", b"tcp", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Outgoing: _TypeAlias = Outgoing  # noqa: Y015
+
+@_typing.final
 class RestoreRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MIGRATION_FIELD_NUMBER: _builtins.int
+    OUTGOING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
+    @_builtins.property
+    def outgoing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outgoing]: ...
     def __init__(
         self,
         *,
         migration: Global___MigrationRef | None = ...,
+        outgoing: _abc.Iterable[Global___Outgoing] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "outgoing", b"outgoing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent.app.stopwatch import Stopwatch
-from godwit_agent.hostops.model import Packet, Plan, Restored, Slot, SuccessorNetwork
+from godwit_agent.hostops.model import Outgoing, Packet, Plan, Restored, Slot, SuccessorNetwork
 from godwit_agent.hostops.ports import HeldConnections, Host, PodNetwork, TargetStore
 from godwit_api.errors import Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -43,6 +43,7 @@ class Arriving:
         self._connections: HeldConnections | None = None
         self._armed_ns = self._opened_ns = 0
         self._restored: dict[str, Restored] = {}
+        self._outgoing: tuple[Outgoing, ...] = ()
 
     # store
 
@@ -87,8 +88,12 @@ class Arriving:
 
     # freeze
 
-    def restore(self, timeout_s: float, watch: Stopwatch) -> int:
-        """All containers, left stopped and checked; the number of their tasks."""
+    def restore(
+        self, timeout_s: float, watch: Stopwatch, outgoing: tuple[Outgoing, ...] = ()
+    ) -> int:
+        """All containers, left stopped and checked; the number of their tasks. ``outgoing``:
+        connections that this node translates once the route leads here."""
+        self._outgoing = outgoing
         deadline = time.monotonic() + timeout_s
         store = self._require_store()
         with watch.part("complete"):
@@ -121,6 +126,7 @@ class Arriving:
             self._host.routes.local(self._ip, self._link().host_interface)
         if self._connections:
             self._connections.renew()
+            self._connections.adopt(self._outgoing)
 
     def open_door(self) -> None:
         self._opened_ns = self._open_network().open_door()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent.app.outlet import Outlet
-from godwit_agent.hostops.model import Container, Packet, PodState, RoundStats, Sandbox
+from godwit_agent.hostops.model import Container, Outgoing, Packet, PodState, RoundStats, Sandbox
 from godwit_agent.hostops.ports import (
     GatedDump,
     HeldConnections,
@@ -183,6 +183,10 @@ class Leaving:
     def renew_connections(self) -> tuple[int, int]:
         """(kept, lost); the most of them beside ``dump``, the last ones with the route."""
         return self._connections.renew() if self._connections else (0, 0)
+
+    def outgoing(self) -> tuple[Outgoing, ...]:
+        """What the pod has opened to translated addresses; after ``renew_connections``."""
+        return self._connections.outgoing() if self._connections else ()
 
     def send_images(self, outlet: Outlet) -> None:
         for container, dump in self._dumps.items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import grpc
 
 from godwit_agent.app.model import Migration, PeerNode
+from godwit_agent.hostops.model import Outgoing
 from godwit_api.errors import Retryable
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.pb import agent_pb2_grpc
@@ -50,7 +51,9 @@ class Peer(Protocol):
         """Connects now, so that the first call does not pay for it."""
 
     def arm(self, migration: Migration, timeout_s: float) -> None: ...
-    def restore(self, migration: Migration, timeout_s: float) -> Restored: ...
+    def restore(
+        self, migration: Migration, timeout_s: float, outgoing: Iterable[Outgoing]
+    ) -> Restored: ...
     def run(self, migration: Migration, timeout_s: float) -> Ran: ...
     def abort_restore(self, migration: Migration, timeout_s: float) -> None: ...
     def committed(self, migration: Migration, timeout_s: float) -> Decision: ...
@@ -81,8 +84,12 @@ class GrpcPeer:
         request = pb.ArmRequest(migration=_ref(migration))
         _call(lambda: self._stub.Arm(request, timeout=timeout_s))
 
-    def restore(self, migration: Migration, timeout_s: float) -> Restored:
-        request = pb.RestoreRequest(migration=_ref(migration))
+    def restore(
+        self, migration: Migration, timeout_s: float, outgoing: Iterable[Outgoing]
+    ) -> Restored:
+        request = pb.RestoreRequest(
+            migration=_ref(migration), outgoing=(_outgoing(one) for one in outgoing)
+        )
         response = _call(lambda: self._stub.Restore(request, timeout=timeout_s))
         return Restored(response.processes, dict(response.timings_us))
 
@@ -109,6 +116,21 @@ def _call(work: Callable[[], T]) -> T:
         return work()
     except grpc.RpcError as error:
         raise error_of(error) from error
+
+
+def _outgoing(one: Outgoing) -> pb.Outgoing:
+    return pb.Outgoing(
+        protocol=one.protocol,
+        client_address=one.client[0],
+        client_port=one.client[1],
+        service_address=one.service[0],
+        service_port=one.service[1],
+        server_address=one.server[0],
+        server_port=one.server[1],
+        status=one.status,
+        timeout_seconds=one.timeout_s,
+        tcp=one.tcp,
+    )
 
 
 def _ref(migration: Migration) -> pb.MigrationRef:

@@ -123,7 +123,7 @@ class Freeze:
         with part("acknowledge"):
             self.outlet.sync(watchdog.left())
         with part("restore"):
-            restored = self.peer.restore(self.migration, watchdog.left())
+            restored = self.peer.restore(self.migration, watchdog.left(), self.source.outgoing())
         for name, value in restored.timings_us.items():
             self.watch.parts_us[f"target_{name}"] = value
 

@@ -22,7 +22,7 @@ from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory, Ran, Restored
 from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
-from godwit_agent.hostops.model import NodeFacts, Obstacle, Plan
+from godwit_agent.hostops.model import NodeFacts, Obstacle, Outgoing, Plan
 from godwit_agent.hostops.ports import Host
 from godwit_api.errors import Aborted, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -133,8 +133,11 @@ class Target:
             session.pod.arm()
             log.info("armed", **_keys(session))
 
-    def restore(self, migration: Migration, node: str, deadline: float) -> Restored:
-        """Inside the freeze: a complete, stopped, verified copy, or an error."""
+    def restore(
+        self, migration: Migration, node: str, deadline: float, outgoing: tuple[Outgoing, ...] = ()
+    ) -> Restored:
+        """Inside the freeze: a complete, stopped, verified copy, or an error. ``outgoing``: the
+        pod's own connections, which this node translates from now on."""
         watch = Stopwatch()
         session = self._session(migration.uid, migration.epoch, current=True)
         session.require_source(node)
@@ -145,7 +148,7 @@ class Target:
             if not session.stopped:
                 left = max(deadline - time.monotonic(), 0.01)
                 self._start_asking(session, left + _SILENCE_S)
-                session.stopped = session.pod.restore(left, watch)
+                session.stopped = session.pod.restore(left, watch, outgoing)
             return Restored(session.stopped, watch.parts_us)
 
     def run(self, migration: Migration, node: str) -> Ran:

@@ -1,6 +1,6 @@
 """Translated connections of a pod that moves.
 
-kube-proxy masquerades what comes from outside the cluster (NodePort, load
+As a server: kube-proxy masquerades what comes from outside the cluster (NodePort, load
 balancer, a ClusterIP routed from outside). Of a masqueraded connection the kernel
 remembers the interface it left by. When a packet leaves by another one, as after
 a change of route, the connection is forgotten and its packet dropped
@@ -9,6 +9,10 @@ goes down (``masq_device_event``, nf_nat_masquerade.c). On the source and on the
 target of a move both happen. So, in the freeze, each such entry is made anew with
 the same addresses and ports as an ordinary source translation, which remembers
 no interface.
+
+As a client: a ClusterIP is translated on the pod's own node. The next node would choose
+anew among the Service's servers, and a wrong one answers with a reset. So the entries of
+the pod's own connections go along.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from godwit_agent.hostops.conntrack import (
+    KEPT_STATUS,
     Entry,
     deletion,
     dump_request,
@@ -30,6 +35,7 @@ from godwit_agent.hostops.conntrack import (
     read,
 )
 from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import Outgoing
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.nft import Nft
 from godwit_api.errors import GodwitError, Retryable
@@ -75,6 +81,7 @@ class HeldConnections:
         self._news = host.call(_subscribed)
         self._requests = host.call(_netlink)
         self._requests_id = self._requests.getsockname()[0]
+        self._opened: dict[Entry, None] = {}
         self._ready = {entry: _messages(entry) for entry in self._list()}
         self._guarded = False
         self._hold(self._ready)
@@ -99,6 +106,25 @@ class HeldConnections:
                 lost += 1
             else:
                 kept += 1
+        return kept, lost
+
+    def outgoing(self) -> tuple[Outgoing, ...]:
+        return tuple(
+            Outgoing(e.protocol, e.client, e.service, e.server, e.status, e.timeout_s, e.tcp)
+            for e in self._opened
+        )
+
+    def adopt(self, connections: Iterable[Outgoing]) -> tuple[int, int]:
+        """Never raises, as ``renew``."""
+        kept = lost = 0
+        for one in connections:
+            ours = one.client[0] == self._address.packed
+            done = self._ask(re_creation(_entry(self._family, one))) if ours else errno.EPERM
+            # the pod has been here before: the entry still leads where it did
+            if done in (0, errno.EEXIST):
+                kept += 1
+            else:
+                lost += 1
         return kept, lost
 
     def close(self) -> None:
@@ -139,8 +165,13 @@ class HeldConnections:
     def _ours(self, message: bytes) -> Iterator[Entry]:
         if may_concern(message, self._address.packed):
             entry = read(self._family, message)
-            if entry and entry.pod[0] == self._address.packed:
+            if entry is None:
+                return
+            if entry.server[0] == self._address.packed and entry.masqueraded:
                 yield entry
+            elif entry.client[0] == self._address.packed and not entry.masqueraded:
+                self._opened.pop(entry, None)  # what is known of it is the older state
+                self._opened[entry] = None
 
     def _ask(self, message: bytes) -> int:
         """0, or the error number."""
@@ -171,6 +202,21 @@ class HeldConnections:
             f"add rule inet {self._table} pre ct state new {to} meta l4proto udp drop\n"
         )
         self._guarded = True
+
+
+def _entry(family: int, one: Outgoing) -> Entry:
+    return Entry(
+        family=family,
+        protocol=one.protocol,
+        client=one.client,
+        service=one.service,
+        server=one.server,
+        shown_as=one.client,
+        status=one.status & KEPT_STATUS,
+        timeout_s=one.timeout_s,
+        mark=0,
+        tcp=one.tcp,
+    )
 
 
 def _messages(entry: Entry) -> tuple[bytes, bytes]:

@@ -27,7 +27,8 @@ _INFO_TCP = 1
 _TCP_STATE, _TCP_FLAGS_ORIG, _TCP_FLAGS_REPLY = 1, 4, 5
 
 # enum ip_conntrack_status, nf_conntrack_tcp.h
-_SEEN_REPLY, _ASSURED, _CONFIRMED, _SRC_NAT = 2, 4, 8, 16
+_SEEN_REPLY, _ASSURED, _CONFIRMED, _SRC_NAT, _DST_NAT = 2, 4, 8, 16, 32
+KEPT_STATUS = _SEEN_REPLY | _ASSURED
 _BE_LIBERAL, _ALL_TCP_FLAGS = 0x08, 0x0F
 # SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT: whoever comes later has said farewell.
 _OPEN_STATES = (1, 2, 3, 4, 5)
@@ -38,20 +39,26 @@ End = tuple[bytes, int]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A TCP or UDP connection whose source is translated."""
+    """A TCP or UDP connection whose source or destination is translated."""
 
     family: int
     protocol: int
     client: End
     service: End
-    pod: End
+    server: End
+    """Where the client's packets go."""
     shown_as: End
-    """What the pod sees as its client."""
+    """What the server sees as its client."""
     status: int = field(compare=False)
     timeout_s: int = field(compare=False)
     mark: int = field(compare=False)
     tcp: bytes = field(compare=False)
     """Attributes of CTA_PROTOINFO_TCP; empty for UDP."""
+
+    @property
+    def masqueraded(self) -> bool:
+        """The server does not see the client's own address."""
+        return self.shown_as != self.client
 
 
 def dump_request(family: int) -> bytes:
@@ -76,13 +83,13 @@ def may_concern(message: bytes, address: bytes) -> bool:
 
 
 def read(family: int, message: bytes) -> Entry | None:
-    """One entry; None for what is not a TCP or UDP connection with a translated source."""
+    """One entry; None for what is not a TCP or UDP connection with a translation."""
     attributes = _all(message)
     status = _number(attributes.get(_STATUS, b""))
-    if not status & _SRC_NAT or _ORIG not in attributes or _REPLY not in attributes:
+    if not status & (_SRC_NAT | _DST_NAT) or _ORIG not in attributes or _REPLY not in attributes:
         return None
     protocol, client, service = _tuple(attributes[_ORIG])
-    _, pod, shown_as = _tuple(attributes[_REPLY])
+    _, server, shown_as = _tuple(attributes[_REPLY])
     if protocol not in (_TCP, _UDP):
         return None
     return Entry(
@@ -90,9 +97,9 @@ def read(family: int, message: bytes) -> Entry | None:
         protocol=protocol,
         client=client,
         service=service,
-        pod=pod,
+        server=server,
         shown_as=shown_as,
-        status=status & (_SEEN_REPLY | _ASSURED),
+        status=status & KEPT_STATUS,
         timeout_s=max(_number(attributes.get(_TIMEOUT, b"")), 1),
         mark=_number(attributes.get(_MARK, b"")),
         tcp=_all(attributes[_PROTOINFO], 0).get(_INFO_TCP, b"")
@@ -114,7 +121,7 @@ def re_creation(entry: Entry) -> bytes:
         + _ends(_REPLY, entry, reverse=True)
         + _attribute(_TIMEOUT, struct.pack(">I", entry.timeout_s))
         + _attribute(_STATUS, struct.pack(">I", entry.status | _CONFIRMED))
-        + _nat(_NAT_DST, entry.family, entry.pod)
+        + _nat(_NAT_DST, entry.family, entry.server)
         + _nat(_NAT_SRC, entry.family, entry.shown_as)
     )
     if entry.mark:

@@ -225,6 +225,22 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A connection of the pod whose destination its node translates: (packed address, port).
+
+    ``status`` and ``tcp``: of the connection table, see ``hostops.conntrack``.
+    """
+
+    protocol: int
+    client: tuple[bytes, int]
+    service: tuple[bytes, int]
+    server: tuple[bytes, int]
+    status: int
+    timeout_s: int
+    tcp: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Packet:
     """A captured frame: virtio header, Ethernet, payload; time of the kernel's CLOCK_REALTIME."""
 

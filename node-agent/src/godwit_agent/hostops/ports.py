@@ -20,6 +20,7 @@ from godwit_agent.hostops.model import (
     HostRoute,
     Inspection,
     NodeFacts,
+    Outgoing,
     Packet,
     Plan,
     PodState,
@@ -360,12 +361,18 @@ class Addresses(Protocol):
 
 
 class HeldConnections(Protocol):
-    """What this node masquerades of one address."""
+    """What this node translates of one address."""
 
     def renew(self) -> tuple[int, int]:
         """In the freeze, before packets flow again: connections outlive the change of route and
         the end of the pod's former interface. Once for what was there, and once after the
         change of route for what has come meanwhile. (kept, lost)."""
+
+    def outgoing(self) -> tuple[Outgoing, ...]:
+        """Source, after ``renew``: what the pod has opened to translated addresses."""
+
+    def adopt(self, connections: Iterable[Outgoing]) -> tuple[int, int]:
+        """Target, before the pod runs: its connections lead where they did. (kept, lost)."""
 
     def close(self) -> None: ...
 

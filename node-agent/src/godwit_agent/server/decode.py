@@ -6,7 +6,7 @@ import ipaddress
 import re
 
 from godwit_agent.app.model import CopyPolicy, Migration, MovedAddress, PeerNode, Pod
-from godwit_agent.hostops.model import NodeFacts, Plan, Tracking
+from godwit_agent.hostops.model import NodeFacts, Outgoing, Plan, Tracking
 from godwit_api.errors import Rejected
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.reasons import Reason
@@ -20,6 +20,9 @@ _MAX_CONTAINERS = 64
 _MAX_ADDRESSES = 100_000
 _MAX_FEATURES = 2000
 _MAX_COMMAND_BYTES = 1 << 20
+_MAX_CONNECTIONS = 65_536
+_MAX_TCP_BYTES = 64
+_MAX_TIMEOUT_S = 432_000  # nf_conntrack_tcp_timeout_established
 
 
 def _bad(message: str) -> Rejected:
@@ -158,3 +161,31 @@ def plan(message: pb.ExpectPodRequest) -> Plan:
         post_start={one.container: tuple(one.post_start) for one in message.commands},
         startup={one.container: tuple(one.startup) for one in message.commands},
     )
+
+
+def outgoing(items: list[pb.Outgoing]) -> tuple[Outgoing, ...]:
+    """Connections for this node's table; whose they are is checked where they are adopted."""
+    if len(items) > _MAX_CONNECTIONS:
+        raise _bad("too many connections")
+    return tuple(map(_outgoing, items))
+
+
+def _outgoing(item: pb.Outgoing) -> Outgoing:
+    client, service, server = (
+        (item.client_address, item.client_port),
+        (item.service_address, item.service_port),
+        (item.server_address, item.server_port),
+    )
+    sizes = {len(address) for address, _ in (client, service, server)}
+    ports = (client[1], service[1], server[1])
+    good = (
+        item.protocol in (6, 17)
+        and sizes in ({4}, {16})
+        and all(0 < port < 65536 for port in ports)
+        and item.status < 1 << 16
+        and len(item.tcp) <= _MAX_TCP_BYTES
+    )
+    if not good:
+        raise _bad("outgoing: no connection")
+    timeout_s = min(max(item.timeout_seconds, 1), _MAX_TIMEOUT_S)
+    return Outgoing(item.protocol, client, service, server, item.status, timeout_s, item.tcp)

@@ -34,7 +34,8 @@ class PeerServicer(agent_pb2_grpc.PeerServicer):
 
     def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
         def work(migration: Migration, node: str, until: float) -> pb.RestoreResponse:
-            restored = self._agent.target.restore(migration, node, until)
+            outgoing = decode.outgoing(list(request.outgoing))
+            restored = self._agent.target.restore(migration, node, until, outgoing)
             return pb.RestoreResponse(timings_us=restored.timings_us, processes=restored.processes)
 
         return _serve(request.migration, context, "Restore", work)
