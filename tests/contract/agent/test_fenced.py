@@ -10,6 +10,7 @@ import pytest
 
 from fakes.cluster import MIGRATION, TIMEOUT, Cluster
 from fakes.cluster import cluster as make_cluster
+from godwit_api.errors import Retryable
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.reasons import Reason
 from godwit_api.wire import error_of
@@ -58,6 +59,26 @@ def test_so_does_one_that_an_earlier_agent_process_restored(cluster: Cluster) ->
     cluster.b.start()
     run_fenced(cluster)
     assert cluster.b.fake.running
+
+
+def test_a_restart_in_the_middle_goes_on(cluster: Cluster) -> None:
+    """From the record on it runs, and nobody throws it away: not even its source."""
+    restore(cluster)
+    cluster.a.stop()
+    cluster.world.fail["b.resume"] = Retryable(Reason.INTERNAL, "killed")
+    with pytest.raises(grpc.RpcError):
+        run_fenced(cluster)
+    assert cluster.b.steps()[-1] == "Fenced"
+    channel, stub = cluster.b.peer_stub(cluster.a.identity)
+    with channel, pytest.raises(grpc.RpcError) as caught:
+        stub.AbortRestore(pb.AbortRestoreRequest(migration=cluster.ref()), timeout=TIMEOUT)
+    assert error_of(caught.value).reason is Reason.WRONG_STEP
+    cluster.b.stop()
+    cluster.world.fail.clear()
+    cluster.b.start()
+    run_fenced(cluster)
+    assert cluster.b.fake.running
+    assert cluster.b.steps()[-1] == "Resumed"
 
 
 def test_nothing_runs_that_was_not_restored(cluster: Cluster) -> None:

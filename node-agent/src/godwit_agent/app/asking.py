@@ -14,7 +14,7 @@ from godwit_api.reasons import Reason
 
 _EVERY_S = 1.0
 _TIMEOUT_S = 3.0
-_OVER = (Step.RESUMED, Step.REFUSED, Step.ABORTED, Step.FINISHED)
+_OVER = (Step.FENCED, Step.RESUMED, Step.REFUSED, Step.ABORTED, Step.FINISHED)
 
 
 class Asking:

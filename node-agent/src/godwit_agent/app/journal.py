@@ -55,6 +55,7 @@ class Step(StrEnum):
     # target
     EXPECTED = "Expected"
     ARMED = "Armed"  # a copy may exist from here on
+    FENCED = "Fenced"  # the source's node is gone, says the operator: the copy is to run
     RESUMED = "Resumed"
     REFUSED = "Refused"  # the copy is gone; the expectation stays, aborted
     # both

@@ -29,6 +29,8 @@ from godwit_api.reasons import Reason
 
 _SILENCE_S = 5.0
 _GATE_STEP_S = 1.0
+_RUNS = (Step.FENCED, Step.RESUMED)
+"""Behind either the copy runs, or is about to and nothing else may become of it."""
 
 
 class Target:
@@ -91,7 +93,7 @@ class Target:
         session.require_source(node)
         if containers != session.containers:
             raise Rejected(Reason.MALFORMED, "the source names other containers")
-        if session.journal.find(Step.RESUMED, Step.REFUSED, Step.ABORTED, Step.FINISHED):
+        if session.journal.find(*_RUNS, Step.REFUSED, Step.ABORTED, Step.FINISHED):
             raise Rejected(Reason.WRONG_STEP, "this attempt is over")
         return session.pod.sink(session.packet)
 
@@ -163,10 +165,11 @@ class Target:
         ``Rejected(NodeLost)``: there is no complete copy here, so there is none at all.
         """
         session = self._session(migration.uid, migration.epoch, current=True)
-        if not session.journal.has(Step.RESUMED):
-            with session.busy("RunFenced"):
+        with session.busy("RunFenced"):
+            if not session.journal.find(*_RUNS):
                 self._require_copy(session)
-            log.warning("the source is fenced: its copy runs", **_keys(session))
+                session.journal.append(Step.FENCED)
+                log.warning("the source is fenced: its copy runs", **_keys(session))
         return self._run(session)
 
     def abort_restore(self, migration: Migration, node: str) -> None:
@@ -208,7 +211,7 @@ class Target:
 
     def recover(self, session: TargetSession) -> None:
         """A copy may be here, or not: the source decides, or what has been decided goes on."""
-        if session.journal.has(Step.RESUMED):
+        if session.journal.find(*_RUNS):
             self._run(session, again=True)
         elif session.journal.last is Step.ARMED:
             self._start_asking(session, 0.0)
@@ -261,7 +264,7 @@ class Target:
 
     def _refuse(self, session: TargetSession) -> None:
         with session.busy("AbortRestore", time.monotonic() + 20):
-            if session.journal.has(Step.RESUMED):
+            if session.journal.find(*_RUNS):
                 raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
             session.pod.refuse()
             session.stopped = 0
@@ -275,7 +278,7 @@ class Target:
             return
         session = self._session(migration.uid, migration.epoch)
         with session.busy(step, time.monotonic() + 20):
-            runs = session.journal.has(Step.RESUMED)
+            runs = session.journal.find(*_RUNS) is not None
             if step is Step.ABORTED and runs:
                 raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
             if step is Step.ABORTED and session.pod.holds_copy():
@@ -324,7 +327,7 @@ class Target:
 
 
 def _require_open(session: TargetSession) -> None:
-    last = session.journal.find(Step.RESUMED, Step.REFUSED, Step.ABORTED, Step.FINISHED)
+    last = session.journal.find(*_RUNS, Step.REFUSED, Step.ABORTED, Step.FINISHED)
     if last is not None:
         raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({last.step})")
 
