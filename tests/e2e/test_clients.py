@@ -24,11 +24,7 @@ wait
 def counting(address: str, port: int, connections: int) -> dict[str, Any]:
     """A container that counts on some connections."""
     script = _COUNT.format(address=address, port=port, connections=connections)
-    return {
-        "image": LAB_IMAGE,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", script],
-    }
+    return {"imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]}
 
 
 def stores(scene: Scene) -> list[str]:
@@ -74,29 +70,29 @@ def await_ticks(scene: Scene, container: str, count: int, seconds: float = 30.0)
         time.sleep(0.5)
 
 
+def client_pod(scene: Scene, outside: str) -> workloads.Manifest:
+    """Counts through the Service ``store``, and outside the cluster."""
+    inside = counting(scene.cluster_ip("store"), 6379, _CONNECTIONS)
+    name, node = "client", scene.nodes[0]
+    pod = workloads.pod(name, scene.namespace, LAB_IMAGE, node=node, **inside)
+    second = {"name": "outside", "image": LAB_IMAGE, **counting(outside, 7001, 1)}
+    pod["spec"]["containers"].append(second)
+    return pod
+
+
 def test_connections_of_a_client_pod_go_on(scene: Scene) -> None:
     servers = stores(scene)
     outside = scene.cluster.outside_address()
     script = str(ROOT / "lab" / "numbers.py")
-    server = moving.client(scene, script, outside, "7001")
-    pod = workloads.pod(
-        "client",
-        scene.namespace,
-        LAB_IMAGE,
-        node=scene.nodes[0],
-        **counting(scene.cluster_ip("store"), 6379, _CONNECTIONS),
-    )
-    second = {"name": "outside", **counting(outside, 7001, 1)}
-    pod["spec"]["containers"].append(second)
-    scene.cluster.apply(pod)
-    scene.cluster.wait_ready("client", scene.namespace)
-    address = scene.pod("client")["status"]["podIP"]
-    await_ticks(scene, "main", 2 * _CONNECTIONS)
-    before = connected(scene, servers, address)
-    assert len(before) == _CONNECTIONS
-    for target in (scene.nodes[1], scene.nodes[0]):
-        scene.must_succeed("client", target)
-        await_ticks(scene, "main", 3 * _CONNECTIONS)
-        await_ticks(scene, "outside", 3)
-        assert connected(scene, servers, address) == before
-    server.communicate(timeout=30)
+    with moving.client(scene, script, outside, "7001"):
+        scene.cluster.apply(client_pod(scene, outside))
+        scene.cluster.wait_ready("client", scene.namespace)
+        address = scene.pod("client")["status"]["podIP"]
+        await_ticks(scene, "main", 2 * _CONNECTIONS)
+        before = connected(scene, servers, address)
+        assert len(before) == _CONNECTIONS
+        for target in (scene.nodes[1], scene.nodes[0]):
+            scene.must_succeed("client", target)
+            await_ticks(scene, "main", 3 * _CONNECTIONS)
+            await_ticks(scene, "outside", 3)
+            assert connected(scene, servers, address) == before

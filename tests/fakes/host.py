@@ -547,6 +547,9 @@ class _HeldConnections(_Part):
     def outgoing(self) -> tuple[Outgoing, ...]:
         return self.node.opened
 
+    def let_go(self) -> None:
+        self.node.do("let_go")
+
     def adopt(self, connections: Iterable[Outgoing]) -> tuple[int, int]:
         self.node.do("adopt")
         self.node.adopted += connections

@@ -238,6 +238,8 @@ class Leaving:
         if node_address != self._own_address:
             self._host.routes.via(self._ip, node_address)
         self.renew_connections()
+        if self._connections:
+            self._connections.let_go()
 
     def hold_address(self) -> None:
         """Only where the address comes from: elsewhere this node's IPAM never had it."""

@@ -76,6 +76,7 @@ class HeldConnections:
         self._host = host
         self._address = ipaddress.ip_address(ip)
         self._family = socket.AF_INET if self._address.version == 4 else socket.AF_INET6
+        self._ip = "ip" if self._address.version == 4 else "ip6"
         self._table = f"{_TABLE}_{self._address.packed.hex()}"
         self._nft = Nft(host)
         self._news = host.call(_subscribed)
@@ -114,18 +115,50 @@ class HeldConnections:
             for e in self._opened
         )
 
+    def let_go(self) -> None:
+        """Never raises, as ``renew``."""
+        for entry in self._opened:
+            self._ask(deletion(self._family, entry.protocol, entry.client, entry.service))
+
     def adopt(self, connections: Iterable[Outgoing]) -> tuple[int, int]:
         """Never raises, as ``renew``."""
-        kept = lost = 0
-        for one in connections:
-            ours = one.client[0] == self._address.packed
-            done = self._ask(re_creation(_entry(self._family, one))) if ours else errno.EPERM
-            # the pod has been here before: the entry still leads where it did
-            if done in (0, errno.EEXIST):
-                kept += 1
-            else:
+        wanted = list(connections)
+        ours = [one for one in wanted if one.client[0] == self._address.packed]
+        kept, lost = 0, len(wanted) - len(ours)
+        try:
+            self._refuse_translated(ours)
+        except (GodwitError, OSError):
+            lost += len(ours)
+            return kept, lost
+        for one in ours:
+            for source, target in (
+                # The pod has been here before: sequence numbers that are long past.
+                (one.client, one.service),
+                # The server is here: so far its connection was not translated here.
+                (one.client, one.server),
+                # What the node before has still translated back.
+                (one.service, one.client),
+            ):
+                self._ask(deletion(self._family, one.protocol, source, target))
+            if self._ask(re_creation(_entry(self._family, one))):
                 lost += 1
+            else:
+                kept += 1
         return kept, lost
+
+    def _refuse_translated(self, connections: Iterable[Outgoing]) -> None:
+        """Answers that the node before has translated back are repeated by the server. Taken as
+        they are they would begin connections of their own, with another port."""
+        services = sorted({str(ipaddress.ip_address(one.service[0])) for one in connections})
+        if not services:
+            return
+        ip = self._ip
+        self._nft.run(
+            f"{self._chain()}"
+            f"add rule inet {self._table} pre ct state new {ip} saddr {{ {', '.join(services)} }} "
+            f"{ip} daddr {self._address} tcp flags & (syn | ack) != syn drop\n"
+        )
+        self._guarded = True
 
     def close(self) -> None:
         """Lets go of everything; what was renewed stays."""
@@ -190,18 +223,22 @@ class HeldConnections:
         if not packed:
             return
         ends = sorted(str(ipaddress.ip_address(one)) for one in packed)
-        to = f"{'ip' if self._family == socket.AF_INET else 'ip6'} daddr {{ {', '.join(ends)} }}"
-        commands = "" if self._guarded else _remove(self._table)
+        to = f"{self._ip} daddr {{ {', '.join(ends)} }}"
         self._nft.run(
-            f"{commands}add table inet {self._table}\n"
-            # After the connection table (-200), before destinations are translated (-100).
-            f"add chain inet {self._table} pre "
-            "{ type filter hook prerouting priority -150; }\n"
+            f"{self._chain()}"
             f"add rule inet {self._table} pre ct state new {to} "
             "tcp flags & (syn | ack) != syn drop\n"
             f"add rule inet {self._table} pre ct state new {to} meta l4proto udp drop\n"
         )
         self._guarded = True
+
+    def _chain(self) -> str:
+        """After the connection table (-200), before destinations are translated (-100)."""
+        return (
+            f"{'' if self._guarded else _remove(self._table)}add table inet {self._table}\n"
+            f"add chain inet {self._table} pre "
+            "{ type filter hook prerouting priority -150; }\n"
+        )
 
 
 def _entry(family: int, one: Outgoing) -> Entry:
@@ -220,7 +257,8 @@ def _entry(family: int, one: Outgoing) -> Entry:
 
 
 def _messages(entry: Entry) -> tuple[bytes, bytes]:
-    return deletion(entry), re_creation(entry)
+    gone = deletion(entry.family, entry.protocol, entry.client, entry.service)
+    return gone, re_creation(entry)
 
 
 def _remove(table: str) -> str:

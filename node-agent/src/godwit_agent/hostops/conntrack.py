@@ -108,17 +108,18 @@ def read(family: int, message: bytes) -> Entry | None:
     )
 
 
-def deletion(entry: Entry) -> bytes:
-    """Removes it."""
-    return _message(_DELETE, _REQUEST | _ACK, entry.family, _ends(_ORIG, entry, reverse=False))
+def deletion(family: int, protocol: int, source: End, target: End) -> bytes:
+    """Removes the entry of what ``source`` has opened to ``target``."""
+    ends = _ends(_ORIG, family, protocol, source, target)
+    return _message(_DELETE, _REQUEST | _ACK, family, ends)
 
 
 def re_creation(entry: Entry) -> bytes:
     """Makes it anew with fixed translations. The reply is given untranslated: the kernel
     derives it from the two translations (``ctnetlink_setup_nat``)."""
     body = (
-        _ends(_ORIG, entry, reverse=False)
-        + _ends(_REPLY, entry, reverse=True)
+        _ends(_ORIG, entry.family, entry.protocol, entry.client, entry.service)
+        + _ends(_REPLY, entry.family, entry.protocol, entry.service, entry.client)
         + _attribute(_TIMEOUT, struct.pack(">I", entry.timeout_s))
         + _attribute(_STATUS, struct.pack(">I", entry.status | _CONFIRMED))
         + _nat(_NAT_DST, entry.family, entry.server)
@@ -173,14 +174,11 @@ def _tuple(value: bytes) -> tuple[int, End, End]:
     )
 
 
-def _ends(kind: int, entry: Entry, *, reverse: bool) -> bytes:
-    source, target = entry.client, entry.service
-    if reverse:
-        source, target = target, source
-    first = 1 if entry.family == _INET else 3
+def _ends(kind: int, family: int, protocol: int, source: End, target: End) -> bytes:
+    first = 1 if family == _INET else 3
     addresses = _attribute(first, source[0]) + _attribute(first + 1, target[0])
     proto = (
-        _attribute(_PROTO_NUM, bytes((entry.protocol,)))
+        _attribute(_PROTO_NUM, bytes((protocol,)))
         + _attribute(_PROTO_SRC_PORT, struct.pack(">H", source[1]))
         + _attribute(_PROTO_DST_PORT, struct.pack(">H", target[1]))
     )

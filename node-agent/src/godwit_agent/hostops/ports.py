@@ -371,6 +371,9 @@ class HeldConnections(Protocol):
     def outgoing(self) -> tuple[Outgoing, ...]:
         """Source, after ``renew``: what the pod has opened to translated addresses."""
 
+    def let_go(self) -> None:
+        """Source, once the route leads away: this node translates nothing back any more."""
+
     def adopt(self, connections: Iterable[Outgoing]) -> tuple[int, int]:
         """Target, before the pod runs: its connections lead where they did. (kept, lost)."""
 
