@@ -7,7 +7,7 @@ PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit host e2e support test demo demo-down cluster bench bench-quick bench-report clean
+.PHONY: help venv check unit host e2e support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,7 +23,7 @@ venv: $(VENV)/.synced  ## Create the virtual environment from the lock file
 check: venv  ## Static checks: ruff, mypy, import layers, go vet, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy api/src operator/src node-agent/src testbed/src lab bench
+	$(BIN)/mypy api/src operator/src node-agent/src testbed/src lab bench chaos
 	$(BIN)/lint-imports --config pyproject.toml
 	scripts/check-generated
 	cd hooks && go vet ./...
@@ -64,6 +64,13 @@ bench-quick: venv  ## A few minutes of the same
 
 bench-report: venv  ## Tables and plots of docs/performance.md from the raw data
 	$(BIN)/python -m bench.report
+
+chaos: venv  ## Every step of a migration with every fault, hours; raw data in chaos/results
+	$(BIN)/python -m chaos.run
+	$(BIN)/python -m chaos.report
+
+chaos-report: venv  ## The table of docs/reliability.md from the raw data
+	$(BIN)/python -m chaos.report
 
 demo-down:  ## Remove what the demo made
 	testbed/testbed down

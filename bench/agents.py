@@ -9,7 +9,7 @@ from types import TracebackType
 from lab.cluster import Cluster
 
 _SCRIPT = """
-pid=$(pgrep -o -f 'godwit_agent[.]main')
+pid=$(pgrep -o -f 'godwit_agent$')
 while sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\) kB/\\1/p' "/proc/$pid/status"; do sleep 0.2; done
 """
 

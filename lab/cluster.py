@@ -174,14 +174,16 @@ class Cluster:
         for tag, (context, target) in self._images().items():
             self._build(tag, context, target)
 
-    def install(self) -> None:
+    def install(self, *settings: str) -> None:
         """Install the chart and wait until operator and agents are ready.
+
+        ``settings``: more values, as ``--set`` takes them.
 
         The images' digests go into the pods' annotations, so that a newer image under the
         same tag restarts them.
         """
         say("helm upgrade --install godwit charts/godwit")
-        values: list[str] = []
+        values = [word for setting in settings for word in ("--set", setting)]
         for value, image in (("operator", "godwit-operator"), ("nodeAgent", "godwit-node-agent")):
             tag = f"godwit.local/{image}:{self.name}"
             values += [

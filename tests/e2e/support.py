@@ -6,12 +6,12 @@ import hashlib
 import itertools
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from lab import workloads
 from lab.cluster import Cluster, CommandFailed
+from lab.debris import wait_clean
 
 _NUMBERS = itertools.count(1)
 
@@ -166,33 +166,8 @@ class Scene:
 
         The kubelet takes its time to tear down a sandbox whose processes have gone.
         """
-        deadline = time.monotonic() + seconds
-        while left := self._debris("" if pod_lives else "restored"):
-            assert time.monotonic() < deadline, left
-            time.sleep(1)
-
-    def _debris(self, also: str) -> list[str]:
-        script = (
-            f"for d in guard expect {also}; do ls -A /run/godwit/$d 2>/dev/null; done;"
-            "ls -A /run/godwit/store 2>/dev/null;"
-            "find /sys/fs/cgroup -path '*/godwit/*' -name cgroup.procs -exec cat {} + 2>/dev/null;"
-            "pgrep -a criu;"
-            "for n in /run/netns/*; do nsenter --net=$n nft list tables 2>/dev/null; done"
-            " | grep godwit; true"
-        )
-        left = []
-        for node in self.nodes:
-            said = self.cluster.node_exec(node, "sh", "-c", script).split("\n")
-            left += [f"{node}: {line}" for line in said if line]
-        kinds = "mutatingadmissionpolicies,mutatingadmissionpolicybindings"
-        named = self.cluster.kubectl("get", kinds, "-o", "name").split()
-        left += [name for name in named if "godwit" in name]
-        slices = json.loads(self.cluster.kubectl("get", "endpointslices", "-A", "-o", "json"))
-        for item in slices["items"]:
-            labels = item["metadata"].get("labels", {})
-            if "godwit" in labels.get("endpointslice.kubernetes.io/managed-by", ""):
-                left.append(f"endpointslice {item['metadata']['name']}")
-        return left
+        left = wait_clean(self.cluster, self.nodes, seconds, pod_lives=pod_lives)
+        assert not left, left
 
 
 def refused(cluster: Cluster, manifest: dict[str, Any]) -> str:

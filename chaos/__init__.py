@@ -1,0 +1,1 @@
+"""``make chaos``: real migrations, and at every step something breaks."""

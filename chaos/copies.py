@@ -1,0 +1,88 @@
+"""Where the moved process runs, seen from outside: the machine's own process table.
+
+All nodes of a testbed share one kernel, so one look sees the copies on all of them at
+one time. A copy runs if it is neither stopped nor in a frozen cgroup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+_PROC = Path("/proc")
+_FREEZER = Path("/sys/fs/cgroup/freezer")
+_UNIFIED = Path("/sys/fs/cgroup")
+_EVERY_S = 0.03
+
+
+def cgroup_of(text: str) -> tuple[str, str]:
+    """(freezer, unified) path of a ``/proc/<pid>/cgroup``; empty where there is none."""
+    freezer = unified = ""
+    for line in text.splitlines():
+        number, controllers, path = line.split(":", 2)
+        if controllers == "freezer":
+            freezer = path
+        elif number == "0":
+            unified = path
+    return freezer, unified
+
+
+def node_of(path: str, testbed: str) -> str | None:
+    """Node whose cgroup it is: ``/godwit-testbed-<name>/<node>/…``."""
+    parts = path.strip("/").split("/")
+    return parts[1] if len(parts) > 1 and parts[0] == f"godwit-testbed-{testbed}" else None
+
+
+@dataclass
+class Copies:
+    """Watches processes named ``command`` while the block runs."""
+
+    testbed: str
+    command: str
+    seen: list[str] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Copies:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        assert self._thread
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_EVERY_S):
+            self.seen.append("+".join(sorted(self.running())))
+
+    def running(self) -> set[str]:
+        """Nodes on which a copy runs at this moment."""
+        found = set()
+        for directory in _PROC.glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError):
+                if (directory / "comm").read_text().strip() != self.command:
+                    continue
+                freezer, unified = cgroup_of((directory / "cgroup").read_text())
+                node = node_of(freezer or unified, self.testbed)
+                state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
+                if node and state not in "TtZX" and not _frozen(freezer, unified):
+                    found.add(node)
+        return found
+
+    def history(self) -> list[str]:
+        """Nodes in the order in which the process ran on them; ``a+b``: on both at a time."""
+        return [where for where, _ in groupby(one for one in self.seen if one)]
+
+
+def _frozen(freezer: str, unified: str) -> bool:
+    with contextlib.suppress(OSError):
+        if freezer:
+            return (_FREEZER / freezer.strip("/") / "freezer.state").read_text().strip() != "THAWED"
+        events = (_UNIFIED / unified.strip("/") / "cgroup.events").read_text()
+        return "frozen 1" in events
+    return False

@@ -1,0 +1,172 @@
+"""``make chaos``: every row of the matrix once, results as JSON lines.
+
+Each row appends one object to ``chaos/results/rows.jsonl``; ``python -m chaos.report`` makes
+the table of docs/reliability.md. Exit status 1 if any invariant was violated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from chaos import rows as matrix
+from chaos import stage
+from chaos.copies import Copies
+from chaos.faults import FAULTS
+from chaos.rows import Row
+from chaos.stage import NAMESPACE, POD, Stage
+from lab import workloads
+from lab.cluster import Cluster, Counter, say
+from lab.debris import wait_clean
+
+RESULTS = Path(__file__).parent / "results" / "rows.jsonl"
+_END_S = 180.0
+_CLEAN_S = 90.0
+_NUMBERS = itertools.count(1)
+
+
+def prepare(cluster: Cluster) -> list[str]:
+    """Godwit with failpoints, an empty namespace; the nodes."""
+    cluster.install("failpoints=true")
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    found = cluster.list("nodes", "default", "-l", "godwit.io/node=ready")
+    return sorted(item["metadata"]["name"] for item in found)
+
+
+def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
+    """One migration with its fault, the checks, and the next migration."""
+    number = f"{int(time.time())}-{next(_NUMBERS)}"
+    cluster.kubectl("delete", "podmigrations", "--all", "-n", NAMESPACE, "--timeout=60s")
+    here = cluster.list("pods", NAMESPACE, "-l", "app=redis")
+    if not here:
+        stage.start(cluster, nodes[0])
+    cluster.wait_ready(POD, NAMESPACE)
+    pod = cluster.get("pod", POD, NAMESPACE)
+    source, address = pod["spec"]["nodeName"], pod["status"]["podIP"]
+    target = next(node for node in nodes if node != source)
+    scene = Stage(cluster, source, target, address, f"m{number}")
+    begin = time.monotonic()
+    result: dict[str, Any] = {"row": row.name, "boundary": row.boundary.name, "fault": row.fault}
+    with Copies(cluster.name, "redis-server") as copies, cluster.counter(address) as client:
+        scene.pause(row.boundary)
+        try:
+            scene.apply()
+            result["reached"] = scene.await_pause(row.boundary)
+            FAULTS[row.fault](scene)
+        finally:
+            scene.go(row.boundary)
+        final = scene.final(_END_S)
+        scene.clear(row.boundary)
+        scene.pod()
+        result |= {
+            "phase": final.get("phase"),
+            "reason": final.get("reason"),
+            "message": final.get("message"),
+            "freeze_ms": final.get("freezeMilliseconds"),
+            "seconds": round(time.monotonic() - begin, 1),
+        }
+        report = _report(client)
+    result |= {
+        "connection": report["ok"],
+        "client_error": report["error"],
+        "gap_ms": report["worst_ms"],
+        "replies": report["count"],
+        "ran_on": copies.history(),
+        "node_after": cluster.get("pod", POD, NAMESPACE)["spec"]["nodeName"],
+        "debris": wait_clean(cluster, nodes, _CLEAN_S, pod_lives=True),
+        "next": _next(scene, nodes, f"n{number}"),
+    }
+    result["violations"] = violations(row, result, source, target)
+    return result
+
+
+def _report(client: Counter) -> dict[str, Any]:
+    """What the client has seen; it may have ended by itself."""
+    return client.report or client.stop()
+
+
+def _next(scene: Stage, nodes: list[str], name: str) -> str:
+    """Phase of one more migration without a fault."""
+    here = scene.pod()["spec"]["nodeName"]
+    target = next(node for node in nodes if node != here)
+    scene.cluster.apply(workloads.migration(name, NAMESPACE, POD, target))
+    status = scene.cluster.watch_migration(name, NAMESPACE)["status"]
+    return str(status["phase"])
+
+
+def violations(row: Row, seen: dict[str, Any], source: str, target: str) -> list[str]:
+    """What must hold and does not."""
+    allowed = row.allowed | ({"Deleted"} if row.fault == "delete the migration" else frozenset())
+    wrong = []
+    if not seen["reached"]:
+        wrong.append("the boundary was not reached")
+    if seen["phase"] not in allowed:
+        wrong.append(f"ended {seen['phase']}")
+    if any("+" in where for where in seen["ran_on"]):
+        wrong.append("two copies ran")
+    if row.connection and not seen["connection"]:
+        wrong.append(f"the client: {seen['client_error']}")
+    expected = {"Succeeded": {target}, "Aborted": {source}}.get(seen["phase"])
+    if row.connection and expected and seen["node_after"] not in expected:
+        wrong.append(f"the pod is on {seen['node_after']}")
+    if seen["debris"]:
+        wrong.append("debris")
+    if seen["next"] != "Succeeded":
+        wrong.append(f"the next migration: {seen['next']}")
+    return wrong
+
+
+def chosen(options: argparse.Namespace) -> list[Row]:
+    """Rows of the command line."""
+    return [
+        row
+        for row in matrix.rows()
+        if re.search(options.only, row.name) and (not options.sample or row.name in matrix.SAMPLE)
+    ]
+
+
+def main() -> int:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="regular expression over boundary/fault")
+    parser.add_argument("--sample", action="store_true", help="a few rows that find the most")
+    parser.add_argument("--list", action="store_true", help="name the rows and end")
+    parser.add_argument("--minutes", type=float, default=240.0, help="begin no row after that")
+    parser.add_argument("--as-is", action="store_true", help="a standing testbed and its images")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(row.name for row in chosen(options)))
+        return 0
+    cluster = Cluster()
+    if not options.as_is:
+        cluster.up()
+        cluster.build_images()
+    nodes = prepare(cluster)[:2]
+    begin, bad = time.monotonic(), 0
+    RESULTS.parent.mkdir(exist_ok=True)
+    for row in chosen(options):
+        if time.monotonic() - begin > options.minutes * 60:
+            break
+        result = run_row(cluster, nodes, row)
+        bad += bool(result["violations"])
+        about = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "kernel": platform.release(),
+        }
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(about | result) + "\n")
+        held = ", ".join(result["violations"]) or "all holds"
+        say(f"{row.name}: {result['phase']}, gap {result['gap_ms']:.0f} ms; {held}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
