@@ -64,6 +64,7 @@
 #define PAGE_IS_WRITTEN (1ULL << 1)
 #define PAGE_IS_FILE (1ULL << 2)
 #define PAGE_IS_PRESENT (1ULL << 3)
+#define PAGE_IS_SWAPPED (1ULL << 4)
 #define PAGE_IS_PFNZERO (1ULL << 5)
 
 /* linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h */
@@ -143,6 +144,59 @@ static int copy_what_fits(int fd, struct uffdio_copy *copy)
 	return result;
 }
 
+/*
+ * Whether a page is one of a file the kernel learns from the page itself, of which each costs a
+ * cache miss: 11 ms per GiB, for each page that is there. Whether it was written stands in the
+ * page table: 2 ms. So that is asked first, and the rest of what was written only.
+ */
+static int scan_written(int fd, struct pagemap_scan *scan)
+{
+	enum { MOST = 4096 };
+	static struct {
+		uint64_t start, end, categories;
+	} written[MOST];
+	const uint64_t gap = 256 * PAGE_BYTES, region = sizeof(written[0]);
+	struct pagemap_scan first = {
+		.size = sizeof(first),
+		.start = scan->start,
+		.end = scan->end,
+		.vec = (uintptr_t)written,
+		.vec_len = MOST,
+		.mask = PAGE_IS_WRITTEN,
+		.any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+		.returned = PAGE_IS_WRITTEN,
+	};
+	long count = syscall(SYS_ioctl, fd, PAGEMAP_SCAN, &first);
+	scan->mask |= PAGE_IS_WRITTEN;
+	if (count < 0 || count == MOST || first.walk_end != scan->end || scan->flags ||
+	    scan->max_pages)
+		return (int)syscall(SYS_ioctl, fd, PAGEMAP_SCAN, scan);
+	uint64_t used = 0;
+	for (long at = 0, next; at < count; at = next) {
+		struct pagemap_scan part = *scan;
+		part.start = written[at].start;
+		for (next = at + 1; next < count && written[next].start - written[next - 1].end < gap;)
+			next++;
+		part.end = written[next - 1].end;
+		part.vec = scan->vec + used * region;
+		part.vec_len = scan->vec_len - used;
+		if (!part.vec_len) {
+			scan->walk_end = part.start;
+			return (int)used;
+		}
+		long got = syscall(SYS_ioctl, fd, PAGEMAP_SCAN, &part);
+		if (got < 0)
+			return (int)got;
+		used += got;
+		if (part.walk_end < part.end) {
+			scan->walk_end = part.walk_end;
+			return (int)used;
+		}
+	}
+	scan->walk_end = scan->end;
+	return (int)used;
+}
+
 int ioctl(int fd, unsigned long request, ...)
 {
 	va_list list;
@@ -154,7 +208,7 @@ int ioctl(int fd, unsigned long request, ...)
 		const uint64_t absent = PAGE_IS_FILE | PAGE_IS_PFNZERO;
 		if ((scan->any_of & PAGE_IS_PRESENT) && (scan->mask & absent) == absent &&
 		    (scan->inverted & absent) == absent)
-			scan->mask |= PAGE_IS_WRITTEN;
+			return scan_written(fd, scan);
 	}
 	if (request == UFFDIO_COPY)
 		return copy_what_fits(fd, argument);

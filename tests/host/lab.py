@@ -207,7 +207,8 @@ class Lab:
             str(local("/opt/godwit/criu/criu-shim.so")),
             str(local("/opt/godwit/criu/bin/tar")),
         )
-        run("gcc", "-O2", "-shared", "-fPIC", "-o", shim, str(NATIVE / "criu-shim.c"))
+        sources = [str(NATIVE / name) for name in ("criu-shim.c", "criu-vmas.c")]
+        run("gcc", "-O2", "-shared", "-fPIC", "-o", shim, *sources)
         run("gcc", "-O2", "-static", "-o", tar, str(NATIVE / "criu-tar.c"))
         return node
 

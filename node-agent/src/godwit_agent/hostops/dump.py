@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from godwit_agent.hostops import procs, repair, survive, watches
+from godwit_agent.hostops import procs, repair, survive, vmaflags, watches
 from godwit_agent.hostops.cgroups import guard_paths
 from godwit_agent.hostops.gate import Gate
 from godwit_agent.hostops.layout import Layout
@@ -34,6 +34,7 @@ from godwit_api.errors import Aborted, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _PORT = 27000
+_FLAGS = "flags"
 # struct page_server_iov and PS_IOV_* of criu/page-xfer.c, v4.2
 _COMMAND = struct.Struct("<I4xQQQ")
 _FLUSH_AND_CLOSE, _NONSENSE = 0x1023, 0x63
@@ -89,6 +90,7 @@ class HostGatedDump:
             GODWIT_GATE=directory,
             CRIU_CONFIG_FILE=f"{directory}/criu.conf",
             GODWIT_DIRTY_ONLY="1",  # criu-shim.c
+            GODWIT_FLAGS=f"{directory}/{_FLAGS}",  # criu-vmas.c
         )
         environment["PATH"] = f"{layout.gate_dir}:{environment['PATH']}"
         with (self._path / "runc.log").open("wb") as log:
@@ -110,6 +112,7 @@ class HostGatedDump:
         self._hooks.wait(look, timeout_s)
         if not self._gate.waiting() or self._process.poll() is not None:
             raise self._failure("does not come to the gate")
+        vmaflags.keep(self._path / _FLAGS, procs.tree(self._container.init_pid))
 
     def open_gate(self) -> None:
         self._opened = True
@@ -195,7 +198,7 @@ class HostDumps:
         directory = directory_of(self._layout, migration_uid, container.id)
         path = self._layout.local(directory)
         shutil.rmtree(path, ignore_errors=True)
-        for name in ("images", "work", "runc"):
+        for name in ("images", "work", "runc", _FLAGS):
             (path / name).mkdir(mode=0o700, parents=True)
         (path / "criu.conf").write_text(_OPTIONS + _watched(container))
         Gate(path).make()
