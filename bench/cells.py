@@ -16,7 +16,7 @@ class Cell:
 
     ``dirty_rate``: MiB/s of pages written, each once (dirtier and shared). ``link_mbit``:
     Mbit/s between the nodes, 0 for what the machine gives. ``interval_ms``: of the client's
-    requests, 0 for one after the other.
+    requests, 0 for one after the other. ``limit``: of the copy, as ``spec.bandwidthLimit``.
     """
 
     workload: str
@@ -25,6 +25,7 @@ class Cell:
     link_mbit: int = 0
     moves: int = 3
     interval_ms: float = 1.0
+    limit: str = ""
 
     @property
     def name(self) -> str:
@@ -53,7 +54,7 @@ MAIN = Cell("redis", 512, moves=10)
 SMALL = Cell("redis", 64, moves=10)
 LARGE = Cell("redis", 4096, moves=5)
 DEMO = Cell("redis", 200, moves=10)
-BUSY = Cell("redis", 2048, link_mbit=1000, interval_ms=0, moves=3)
+BUSY = Cell("redis", 2048, link_mbit=1000, interval_ms=0, moves=3, limit="100M")
 SHARED = Cell("shared", 512, dirty_rate=10, moves=3)
 MEMORY = (64, 512, 2048, 4096)
 DIRTY_RATES = (0, 10, 50, 200)

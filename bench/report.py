@@ -196,7 +196,7 @@ def machines(results: Results) -> str:
         run = results.runs[at]
         gigabytes = (run["memory_bytes"] or 0) / 2**30
         lines.append(
-            f"- {at}: {run['processors']} processors ({run['model']}), {gigabytes:.0f} GiB, "
+            f"- {at}: Godwit {run.get('commit', '?')}, {run['processors']} processors ({run['model']}), {gigabytes:.0f} GiB, "
             f"Linux {run['kernel']}, Kubernetes {run['kubernetes']}, " + ", ".join(run["versions"])
         )
     return "\n".join(lines)

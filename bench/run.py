@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from bench.agents import AgentMemory
 from bench.cells import Cell
 from bench.link import limited
 from bench.move import measured
-from lab.cluster import Cluster, say
+from lab.cluster import ROOT, Cluster, say
 
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 # Cells whose pod is also moved by other means, and those whose agents are watched.
@@ -52,7 +53,12 @@ def machine(cluster: Cluster) -> dict[str, Any]:
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s*(\d+) kB", Path("/proc/meminfo").read_text())
     server = json.loads(cluster.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     return {
+        "commit": commit.stdout.strip(),
         "kernel": platform.release(),
         "processors": os.cpu_count(),
         "model": model[1] if model else platform.machine(),
@@ -65,9 +71,11 @@ def machine(cluster: Cluster) -> dict[str, Any]:
 def run_cell(cluster: Cluster, nodes: list[str], cell: Cell, log: Log) -> None:
     """All moves of one cell, there and back, under one connection."""
     say(f"{cell.name}: {cell.moves} moves")
-    spec = {"timeouts": {"copySeconds": 900}}
+    spec: dict[str, Any] = {"timeouts": {"copySeconds": 900}}
     if cell.budget_ms:
-        spec["freezeBudgetMilliseconds"] = cell.budget_ms  # type: ignore[assignment]
+        spec["freezeBudgetMilliseconds"] = cell.budget_ms
+    if cell.limit:
+        spec["bandwidthLimit"] = cell.limit
     with place.running(cluster, cell, nodes[0]) as here:
         if cell.name in BESIDE:
             for row in aside.by_hand(here):
