@@ -7,7 +7,7 @@ PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit host e2e support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report clean
+.PHONY: help venv check unit contract host e2e support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,6 +31,10 @@ check: venv  ## Static checks: ruff, mypy, import layers, go vet, generated file
 unit: venv  ## Fast tests: pure code, contracts, the Go binary
 	cd hooks && go test ./...
 	$(BIN)/pytest -q tests/unit tests/contract/agent tests/contract/chart
+
+# In a network namespace, so it has a process of its own: gRPC opens sockets from threads that
+# other tests may have started outside.
+contract: venv  ## The operator against a real API server
 	$(BIN)/pytest -q tests/contract/operator
 
 host: venv  ## Tests with real CRIU, namespaces and network, as root
@@ -39,9 +43,9 @@ host: venv  ## Tests with real CRIU, namespaces and network, as root
 e2e: venv  ## Tests on a real cluster (brings the testbed up and installs Godwit)
 	$(BIN)/pytest -q -m "not support" tests/e2e
 
-# tests/contract/operator enters a network namespace, so it has a process of its own:
-# gRPC opens sockets from threads that other tests may have started outside.
-test: check unit host e2e  ## Everything
+test: venv  ## Everything
+	$(MAKE) --no-print-directory -j2 --output-sync=target check unit contract host
+	$(MAKE) --no-print-directory e2e
 
 support: venv  ## Tests of real software; writes docs/support.md from what they saw
 	rm -f tests/e2e/results/support.jsonl

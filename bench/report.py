@@ -20,6 +20,8 @@ from bench.run import RESULTS
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- results: make bench-report -->", "<!-- end of results -->"
 Row = dict[str, Any]
+FIRST_NAMED = "0d535b4"
+"""Commit since which a run names its own."""
 
 
 class Results:
@@ -196,7 +198,8 @@ def machines(results: Results) -> str:
         run = results.runs[at]
         gigabytes = (run["memory_bytes"] or 0) / 2**30
         lines.append(
-            f"- {at}: Godwit {run.get('commit', '?')}, {run['processors']} processors ({run['model']}), {gigabytes:.0f} GiB, "
+            f"- {at}: Godwit {run.get('commit', 'before ' + FIRST_NAMED)}, "
+            f"{run['processors']} processors ({run['model']}), {gigabytes:.0f} GiB, "
             f"Linux {run['kernel']}, Kubernetes {run['kubernetes']}, " + ", ".join(run["versions"])
         )
     return "\n".join(lines)

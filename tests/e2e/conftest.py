@@ -12,8 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from e2e import support
 from e2e.support import Scene
 from lab.cluster import Cluster
+from lab.debris import wait_clean
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,13 +34,15 @@ def cluster() -> Iterator[Cluster]:
     handle.build_images()
     handle.install()
     yield handle
+    left = wait_clean(handle, support.ready_nodes(handle), 150)
+    assert not left, left
     if not os.environ.get("GODWIT_E2E_KEEP"):
         handle.down()
 
 
 @pytest.fixture
 def scene(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Scene]:
-    """A namespace of its own; afterwards no node and no object remembers the test."""
+    """A namespace of its own."""
     made = Scene(cluster, request.node.name)
     made.open()
     yield made
