@@ -151,7 +151,7 @@ def grid(results: Results) -> str:
         sent = median(row["transferred_bytes"] for row in moved)
         lines.append(
             [
-                cell.workload,
+                cell.workload if cell.interval_ms else f"{cell.workload}, busy",
                 str(cell.megabytes),
                 str(cell.dirty_rate or "–"),
                 f"{cell.link_mbit / 1000:g} Gbit/s" if cell.link_mbit else "–",
