@@ -16,6 +16,7 @@ _PROC = Path("/proc")
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 _UNIFIED = Path("/sys/fs/cgroup")
 _EVERY_S = 0.03
+_FEWEST = 10  # samples of the source before anything happens
 
 
 def cgroup_of(text: str) -> tuple[str, str]:
@@ -43,6 +44,7 @@ class Copies:
     testbed: str
     command: str
     seen: list[str] = field(default_factory=list)
+    failure: str = ""
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -57,8 +59,11 @@ class Copies:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(_EVERY_S):
-            self.seen.append("+".join(sorted(self.running())))
+        try:
+            while not self._over.wait(_EVERY_S):
+                self.seen.append("+".join(sorted(self.running())))
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
 
     def running(self) -> set[str]:
         """Nodes on which a copy runs at this moment."""
@@ -73,6 +78,12 @@ class Copies:
                 if node and state not in "TtZX" and not _frozen(freezer, unified):
                     found.add(node)
         return found
+
+    def blind(self, source: str) -> str:
+        """Why its word is worth nothing: it has failed, or not even seen the source run."""
+        if self.failure:
+            return self.failure
+        return "" if self.seen.count(source) >= _FEWEST else f"never saw it run on {source}"
 
     def history(self) -> list[str]:
         """Nodes in the order in which the process ran on them; ``a+b``: on both at a time."""

@@ -86,7 +86,7 @@ def rows() -> tuple[Row, ...]:
 
 def _fits(boundary: Boundary, fault: str) -> bool:
     if fault == "kill CRIU":
-        return boundary.name in ("dump", "restore", "restored")
+        return boundary.name in ("dump", "restore")
     if fault == "delete the pod":
         return not boundary.handed_over
     return True

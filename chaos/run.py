@@ -23,7 +23,7 @@ from chaos.faults import FAULTS
 from chaos.rows import Row
 from chaos.stage import NAMESPACE, POD, Stage
 from lab import workloads
-from lab.cluster import Cluster, Counter, say
+from lab.cluster import SYSTEM_NAMESPACE, Cluster, CommandFailed, Counter, say
 from lab.debris import wait_clean
 
 RESULTS = Path(__file__).parent / "results" / "rows.jsonl"
@@ -35,10 +35,41 @@ _NUMBERS = itertools.count(1)
 def prepare(cluster: Cluster) -> list[str]:
     """Godwit with failpoints, an empty namespace; the nodes."""
     cluster.install("failpoints=true")
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
-    cluster.kubectl("create", "namespace", NAMESPACE)
+    clear(cluster)
     found = cluster.list("nodes", "default", "-l", "godwit.io/node=ready")
     return sorted(item["metadata"]["name"] for item in found)
+
+
+def clear(cluster: Cluster) -> None:
+    """An empty namespace."""
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
+    cluster.kubectl("create", "namespace", NAMESPACE)
+
+
+def fresh(cluster: Cluster) -> None:
+    """New pods of operator and agents: the kubelet lets one that was killed wait, ten seconds
+    the second time, twice as long each time after."""
+    cluster.kubectl("delete", "pods", "--all", "-n", SYSTEM_NAMESPACE, "--timeout=120s")
+    for kind in ("deployment/godwit-operator", "daemonset/godwit-node-agent"):
+        cluster.kubectl("rollout", "status", kind, "-n", SYSTEM_NAMESPACE, "--timeout=120s")
+
+
+def attempt(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
+    """A row's result, also when it does not come to its end: then that is the violation."""
+    try:
+        return run_row(cluster, nodes, row)
+    except (CommandFailed, AssertionError, ValueError, KeyError) as error:
+        clear(cluster)
+        return {
+            "row": row.name,
+            "boundary": row.boundary.name,
+            "fault": row.fault,
+            "phase": "Lost",
+            "reason": None,
+            "connection": False,
+            "gap_ms": 0.0,
+            "violations": [f"it came to no end: {error}"],
+        }
 
 
 def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
@@ -60,7 +91,8 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
         try:
             scene.apply()
             result["reached"] = scene.await_pause(row.boundary)
-            FAULTS[row.fault](scene)
+            with FAULTS[row.fault](scene):
+                scene.go(row.boundary)
         finally:
             scene.go(row.boundary)
         final = scene.final(_END_S)
@@ -80,6 +112,8 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
         "gap_ms": report["worst_ms"],
         "replies": report["count"],
         "ran_on": copies.history(),
+        "samples": len(copies.seen),
+        "observer": copies.blind(source),
         "node_after": cluster.get("pod", POD, NAMESPACE)["spec"]["nodeName"],
         "debris": wait_clean(cluster, nodes, _CLEAN_S, pod_lives=True),
         "next": _next(scene, nodes, f"n{number}"),
@@ -110,6 +144,8 @@ def violations(row: Row, seen: dict[str, Any], source: str, target: str) -> list
         wrong.append("the boundary was not reached")
     if seen["phase"] not in allowed:
         wrong.append(f"ended {seen['phase']}")
+    if seen["observer"]:
+        wrong.append(f"the observer: {seen['observer']}")
     if any("+" in where for where in seen["ran_on"]):
         wrong.append("two copies ran")
     if row.connection and not seen["connection"]:
@@ -155,7 +191,7 @@ def main() -> int:
     for row in chosen(options):
         if time.monotonic() - begin > options.minutes * 60:
             break
-        result = run_row(cluster, nodes, row)
+        result = attempt(cluster, nodes, row)
         bad += bool(result["violations"])
         about = {
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -165,6 +201,8 @@ def main() -> int:
             file.write(json.dumps(about | result) + "\n")
         held = ", ".join(result["violations"]) or "all holds"
         say(f"{row.name}: {result['phase']}, gap {result['gap_ms']:.0f} ms; {held}")
+        if row.fault.startswith("kill"):
+            fresh(cluster)
     return 1 if bad else 0
 
 

@@ -39,10 +39,17 @@ def test_history_tells_moves_and_two_copies_at_a_time() -> None:
     assert Copies("x", "redis-server", seen).history() == ["n1", "n2", "n1+n2", "n2"]
 
 
+def test_an_observer_that_has_not_seen_the_source_run_is_blind() -> None:
+    assert Copies("x", "redis-server", ["n1"] * 20 + ["n2"]).blind("n1") == ""
+    assert Copies("x", "redis-server", []).blind("n1")
+    assert Copies("x", "redis-server", ["n2"] * 20).blind("n1")
+    assert Copies("x", "redis-server", ["n1"] * 20, failure="OSError").blind("n1") == "OSError"
+
+
 def result(**changes: Any) -> dict[str, Any]:
     good = {
         "reached": True, "phase": "Succeeded", "ran_on": ["n1", "n2"], "connection": True,
-        "client_error": None, "node_after": "n2", "debris": [], "next": "Succeeded",
+        "client_error": None, "observer": "", "node_after": "n2", "debris": [], "next": "Succeeded",
     }  # fmt: skip
     return good | changes
 
@@ -52,6 +59,7 @@ def result(**changes: Any) -> dict[str, Any]:
     [
         {"reached": False},
         {"phase": "Stalled"},
+        {"observer": "never saw it run on n1"},
         {"ran_on": ["n1", "n1+n2", "n2"]},
         {"connection": False},
         {"node_after": "n1"},
