@@ -43,9 +43,7 @@ host: venv  ## Tests with real CRIU, namespaces and network, as root
 e2e: venv  ## Tests on a real cluster (brings the testbed up and installs Godwit)
 	$(BIN)/pytest -q -m "not support" tests/e2e
 
-test: venv  ## Everything
-	$(MAKE) --no-print-directory -j2 --output-sync=target check unit contract host
-	$(MAKE) --no-print-directory e2e
+test: check unit contract host e2e  ## Everything
 
 support: venv  ## Tests of real software; writes docs/support.md from what they saw
 	rm -f tests/e2e/results/support.jsonl

@@ -32,6 +32,7 @@ _LIMITS = (
     "cpu.cfs_quota_us", "pids.max", "memory.max", "memory.swap.max", "cpu.max", "cpu.weight",
 )  # fmt: skip
 _POLL_SECONDS = 0.0003
+_MOVE_S, _MOVE_STEP_S = 2.0, 0.0005
 
 
 def guard_paths(container: Container | Sandbox) -> dict[str, str]:
@@ -120,14 +121,20 @@ class HostCgroups:
 
     @staticmethod
     def _move(source: Path, target: Path) -> None:
-        """Empties ``source``; forks during the move are caught by looking again."""
-        for _ in range(1000):
-            pids = _read_pids(source)
-            if not pids:
-                return
+        """Empties ``source``; forks during the move are caught by looking again.
+
+        What is about to end cannot be moved, and may need a processor to end.
+        """
+        deadline = time.monotonic() + _MOVE_S
+        while pids := _read_pids(source):
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     (target / "cgroup.procs").write_text(str(pid))
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_MOVE_STEP_S)
+        else:
+            return
         raise Retryable(
             Reason.INTERNAL, f"{source} does not run empty: its processes fork faster than we move"
         )
