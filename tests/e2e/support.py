@@ -37,21 +37,22 @@ class Scene:
         )
         self.cluster.kubectl("create", "namespace", self.namespace)
 
-    def close(self) -> None:
-        """Delete the namespace; return when no migration of it is left.
+    def close(self, *kinds: str) -> None:
+        """Delete the namespace; return when no migration of it is left, and none of ``kinds``.
 
         Its pods end while the next test begins; what they must not leave behind is asserted
         once, after the last test, and by each test that ends with ``assert_no_debris``.
         """
         self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false")
-        try:
-            self.cluster.kubectl(
-                *("wait", "podmigrations", "--all", "-n", self.namespace),
-                *("--for=delete", "--timeout=180s"),
-            )
-        except CommandFailed as failure:
-            if "no matching resources" not in str(failure):
-                raise
+        for kind in ("podmigrations", *kinds):
+            try:
+                self.cluster.kubectl(
+                    *("wait", kind, "--all", "-n", self.namespace),
+                    *("--for=delete", "--timeout=180s"),
+                )
+            except CommandFailed as failure:
+                if "no matching resources" not in str(failure):
+                    raise
 
     # -- workloads ----------------------------------------------------------------------------
     def start(self, kind: str, name: str, node: str) -> str:

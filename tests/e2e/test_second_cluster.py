@@ -123,7 +123,7 @@ def test_neighbours_and_outside_keep_their_connections(second: Bridged) -> None:
         outside = client.stop()
     reports = {name: _report(scene, name) for name in near} | {"outside": outside}
     assert all(report["ok"] for report in reports.values()), reports
-    scene.close()
+    scene.close("pods")
 
 
 def test_uninstalling_leaves_the_nodes_as_they_were(second: Bridged) -> None:
@@ -139,7 +139,7 @@ def test_uninstalling_leaves_the_nodes_as_they_were(second: Bridged) -> None:
             cluster.run(*uninstall, "--timeout", "2m")
         report = client.stop()
     assert report["ok"], report
-    scene.close()
+    scene.close("pods")
     cluster.run(*uninstall, "--timeout", "4m")
     assert traces(cluster) == second.before
     # an ordinary pod still starts there
