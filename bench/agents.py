@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from types import TracebackType
 
 from lab.cluster import Cluster
 
@@ -34,12 +33,7 @@ class AgentMemory:
             self._running.append((watch, thread))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for watch, thread in self._running:
             watch.terminate()
             watch.wait(30)

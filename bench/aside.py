@@ -20,7 +20,7 @@ def by_hand(place: Place) -> list[dict[str, Any]]:
     for what, lazy in (("runc and CRIU, lazy pages", True), ("runc and CRIU, whole image", False)):
         times = baseline.by_hand(place.cluster, place.pod, NAMESPACE, rounds=_ROUNDS, lazy=lazy)
         rows.append({"what": what, "rounds_ms": [round(one, 1) for one in times]})
-    keys = int(place.cluster.redis(place.address, "DBSIZE").lstrip(":"))
+    keys = place.cluster.number(place.address, "DBSIZE")
     if keys <= _PODMAN_KEYS:
         found = podman.moves(place.cluster, keys, _ROUNDS)
         times = [(one["checkpoint"] + one["copy"] + one["restore"]) / 1e6 for one in found]
@@ -48,7 +48,7 @@ def rescheduled(place: Place) -> dict[str, Any]:
         address = cluster.get("pod", place.pod, NAMESPACE)["status"]["podIP"]
         while True:
             try:
-                keys = int(cluster.redis(address, "DBSIZE").lstrip(":"))
+                keys = cluster.number(address, "DBSIZE")
                 break
             except CommandFailed:
                 if time.monotonic() - begin > 60:

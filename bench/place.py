@@ -27,19 +27,7 @@ class Place:
         """How many pages do not hold what was last written to them; None for Redis."""
         if self.workload == "redis":
             return None
-        return int(self.cluster.redis(self.address, "VERIFY").lstrip(":"))
-
-
-def ready_nodes(cluster: Cluster) -> list[str]:
-    """Nodes that pods can move between."""
-    found = cluster.list("nodes", "default", "-l", "godwit.io/node=ready")
-    return sorted(item["metadata"]["name"] for item in found)
-
-
-def make_namespace(cluster: Cluster) -> None:
-    """An empty one."""
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
-    cluster.kubectl("create", "namespace", NAMESPACE)
+        return self.cluster.number(self.address, "VERIFY")
 
 
 def start(cluster: Cluster, cell: Cell, node: str, name: str = "bench") -> Place:

@@ -16,6 +16,7 @@ from typing import Any
 from bench import cells, plots, together
 from bench.cells import Cell
 from bench.run import RESULTS
+from lab.marks import between
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- results: make bench-report -->", "<!-- end of results -->"
@@ -226,9 +227,7 @@ def render(results: Results) -> str:
 def main() -> int:
     """Command line entry."""
     results = Results(RESULTS.read_text().splitlines())
-    page = PAGE.read_text()
-    begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(f"{page[:begin]}\n{render(results)}\n{page[end:]}")
+    PAGE.write_text(between(PAGE.read_text(), BEGIN, END, render(results)))
     plots.draw(results, PAGE.parent / "performance")
     return 0
 

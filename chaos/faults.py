@@ -29,7 +29,7 @@ def _kill(stage: Stage, node: str, pattern: str) -> None:
     stage.cluster.node_exec(node, "pkill", "-9", "-f", pattern, check=False)
 
 
-def _at_once(work: Callable[[Stage], None]) -> Fault:
+def _at_once(work: Callable[[Stage], object]) -> Fault:
     """A fault that is over when it has been done."""
 
     @contextlib.contextmanager
@@ -74,11 +74,7 @@ def _criu_at_work(stage: Stage) -> Iterator[None]:
 
 
 def _restart(node: Callable[[Stage], str], service: str) -> Fault:
-    return _at_once(lambda stage: _show(stage.cluster.run("restart", node(stage), service)))
-
-
-def _show(_: str) -> None:
-    """What the testbed says of it is nobody's business."""
+    return _at_once(lambda stage: stage.cluster.run("restart", node(stage), service))
 
 
 def _delete(stage: Stage, kind: str, name: str) -> None:

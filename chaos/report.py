@@ -9,6 +9,7 @@ from typing import Any
 
 from chaos import rows as matrix
 from chaos.run import RESULTS
+from lab.marks import between
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- results: make chaos-report -->", "<!-- end of results -->"
@@ -53,10 +54,8 @@ def _cell(name: str, last: dict[str, dict[str, Any]], known: set[str]) -> str:
 
 def main() -> None:
     """Rewrite the page."""
-    page = PAGE.read_text()
-    begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
     text = render(RESULTS.read_text().splitlines())
-    PAGE.write_text(f"{page[:begin]}\n{text}\n{page[end:]}")
+    PAGE.write_text(between(PAGE.read_text(), BEGIN, END, text))
 
 
 if __name__ == "__main__":

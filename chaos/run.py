@@ -35,15 +35,8 @@ _NUMBERS = itertools.count(1)
 def prepare(cluster: Cluster) -> list[str]:
     """Godwit with failpoints, an empty namespace; the nodes."""
     cluster.install("failpoints=true")
-    clear(cluster)
-    found = cluster.list("nodes", "default", "-l", "godwit.io/node=ready")
-    return sorted(item["metadata"]["name"] for item in found)
-
-
-def clear(cluster: Cluster) -> None:
-    """An empty namespace."""
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
-    cluster.kubectl("create", "namespace", NAMESPACE)
+    cluster.empty_namespace(NAMESPACE)
+    return cluster.ready_nodes()
 
 
 def fresh(cluster: Cluster) -> None:
@@ -59,7 +52,7 @@ def attempt(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
     try:
         return run_row(cluster, nodes, row)
     except (CommandFailed, AssertionError, ValueError, KeyError) as error:
-        clear(cluster)
+        cluster.empty_namespace(NAMESPACE)
         return {
             "row": row.name,
             "boundary": row.boundary.name,

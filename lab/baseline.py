@@ -125,7 +125,7 @@ def by_hand(
     node = seen["spec"]["nodeName"]
     container = seen["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     image = seen["spec"]["containers"][0]["image"]
-    keys = cluster.redis(seen["status"]["podIP"], "DBSIZE").lstrip(":")
+    keys = str(cluster.number(seen["status"]["podIP"], "DBSIZE"))
     how = "lazy pages" if lazy else "whole image"
     say(f"stock CRIU by hand on {node} ({keys} keys, {how}, {rounds} rounds)")
     config = json.loads(cluster.node_exec(node, "cat", f"{_BUNDLES}/{container}/config.json"))

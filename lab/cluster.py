@@ -20,6 +20,7 @@ TESTBED = ROOT / "testbed" / "testbed"
 SYSTEM_NAMESPACE = "godwit-system"
 BASE_IMAGE = "godwit.local/debian:forky"
 LAB_IMAGE = "godwit.local/lab:dev"
+Names = list[str]
 TERMINAL_PHASES = frozenset({"Succeeded", "Rejected", "Aborted", "Stalled"})
 
 
@@ -212,6 +213,16 @@ class Cluster:
             raise CommandFailed(f"{tag} is not on n1: {listed}")
         return found[0]
 
+    def ready_nodes(self) -> Names:
+        """Names of the nodes that pods can move between, sorted."""
+        found = self.list("nodes", "default", "-l", "godwit.io/node=ready")
+        return sorted(item["metadata"]["name"] for item in found)
+
+    def empty_namespace(self, name: str) -> None:
+        """Make it, or make it anew."""
+        self.kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=180s")
+        self.kubectl("create", "namespace", name)
+
     # -- workloads ----------------------------------------------------------------------------
     def wait_ready(self, pod: str, namespace: str = "default", seconds: int = 120) -> None:
         """Wait until a pod is Ready."""
@@ -244,6 +255,10 @@ class Cluster:
         )
         words = ("client", "exec", "--", sys.executable, "-c", script, address, *words)
         return self.run(*words).strip()
+
+    def number(self, address: str, *words: str) -> int:
+        """The answer to a command that answers with a number."""
+        return int(self.redis(address, *words).lstrip(":"))
 
     @contextmanager
     def counter(self, address: str, what: str = "count", *words: str) -> Iterator[Counter]:

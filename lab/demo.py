@@ -110,10 +110,7 @@ def main() -> int:
     cluster.up()
     cluster.build_images()
     cluster.install()
-    nodes = [
-        item["metadata"]["name"]
-        for item in cluster.list("nodes", NAMESPACE, "-l", "godwit.io/node=ready")
-    ]
+    nodes = cluster.ready_nodes()
     say(f"StatefulSet {NAME} on {nodes[0]}, filled with {options.megabytes} MiB")
     cluster.kubectl("delete", "statefulset", NAME, "--ignore-not-found", "--cascade=foreground")
     cluster.apply(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.cluster import ROOT
+from lab.marks import between
 
 RESULTS = ROOT / "tests" / "e2e" / "results" / "support.jsonl"
 PAGE = ROOT / "docs" / "support.md"
@@ -39,9 +40,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 def page(text: str, results: Path) -> str:
     """``text`` with the table between its marks."""
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{table(lines)}\n{END}{tail}"
+    return between(text, BEGIN, END, table(lines))
 
 
 if __name__ == "__main__":

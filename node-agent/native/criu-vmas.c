@@ -19,37 +19,32 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-struct text {
-	char *start, *end;
-};
-
-/* Whole file with a final zero; start is NULL if it cannot be read. */
-static struct text load(int directory, const char *name)
+/* Whole file with a final zero; NULL if it cannot be read. */
+static char *load(int directory, const char *name)
 {
-	struct text text = {NULL, NULL};
+	char *text = NULL;
 	size_t size = 0, room = 0;
 	int fd = (int)syscall(SYS_openat, directory, name, O_RDONLY | O_CLOEXEC, 0);
 	if (fd < 0)
 		return text;
 	for (;;) {
 		if (room - size < 65536) {
-			char *more = realloc(text.start, room += 1 << 18);
+			char *more = realloc(text, room += 1 << 18);
 			if (!more)
 				break;
-			text.start = more;
+			text = more;
 		}
-		ssize_t got = syscall(SYS_read, fd, text.start + size, room - size - 1);
+		ssize_t got = syscall(SYS_read, fd, text + size, room - size - 1);
 		if (got <= 0) {
-			text.start[size] = 0;
-			text.end = text.start + size;
+			text[size] = 0;
 			close(fd);
 			return text;
 		}
 		size += got;
 	}
-	free(text.start);
+	free(text);
 	close(fd);
-	return (struct text){NULL, NULL};
+	return NULL;
 }
 
 static char *next_line(char *line)
@@ -113,10 +108,10 @@ static int merge(char *maps, char *known, FILE *out)
 
 static int locked_as_before(int process, const char *known)
 {
-	struct text status = load(process, "status");
-	char *now = status.start ? strstr(status.start, "\nVmLck:") : NULL;
+	char *status = load(process, "status");
+	char *now = status ? strstr(status, "\nVmLck:") : NULL;
 	int same = now && same_rest(now + 1, known);
-	free(status.start);
+	free(status);
 	return same;
 }
 
@@ -135,15 +130,15 @@ static int known_flags(int process)
 		return -1;
 	snprintf(name, sizeof(name), "%.20s", pid + 1);
 	int place = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	struct text known = load(place, name), maps = load(process, "maps");
+	char *known = load(place, name), *maps = load(process, "maps");
 	if (place >= 0)
 		close(place);
 	int fd = -1;
-	if (known.start && maps.start && locked_as_before(process, known.start)) {
+	if (known && maps && locked_as_before(process, known)) {
 		char *all = NULL;
 		size_t size = 0;
 		FILE *out = open_memstream(&all, &size);
-		int good = out && merge(maps.start, next_line(known.start), out);
+		int good = out && merge(maps, next_line(known), out);
 		if (out)
 			fclose(out);
 		if (good)
@@ -154,8 +149,8 @@ static int known_flags(int process)
 		}
 		free(all);
 	}
-	free(known.start);
-	free(maps.start);
+	free(known);
+	free(maps);
 	return fd;
 }
 

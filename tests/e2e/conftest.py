@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e import support
 from e2e.support import Scene
 from lab.cluster import Cluster
 from lab.debris import wait_clean
@@ -34,7 +33,7 @@ def cluster() -> Iterator[Cluster]:
     handle.build_images()
     handle.install()
     yield handle
-    left = wait_clean(handle, support.ready_nodes(handle), 150)
+    left = wait_clean(handle, handle.ready_nodes(), 150)
     assert not left, left
     if not os.environ.get("GODWIT_E2E_KEEP"):
         handle.down()

@@ -16,26 +16,17 @@ from lab.debris import wait_clean
 _NUMBERS = itertools.count(1)
 
 
-def ready_nodes(cluster: Cluster) -> list[str]:
-    """Names of the nodes that pods can move between."""
-    found = cluster.list("nodes", "default", "-l", "godwit.io/node=ready")
-    return sorted(item["metadata"]["name"] for item in found)
-
-
 class Scene:
     """A test's namespace on the cluster."""
 
     def __init__(self, cluster: Cluster, test: str) -> None:
         self.cluster = cluster
         self.namespace = "t-" + hashlib.sha256(test.encode()).hexdigest()[:8]
-        self.nodes = ready_nodes(cluster)
+        self.nodes = cluster.ready_nodes()
 
     def open(self) -> None:
         """Make the namespace, empty."""
-        self.cluster.kubectl(
-            "delete", "namespace", self.namespace, "--ignore-not-found", "--wait", "--timeout=120s"
-        )
-        self.cluster.kubectl("create", "namespace", self.namespace)
+        self.cluster.empty_namespace(self.namespace)
 
     def close(self, *kinds: str) -> None:
         """Delete the namespace; return when no migration of it is left, and none of ``kinds``.

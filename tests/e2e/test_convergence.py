@@ -9,8 +9,8 @@ from lab import workloads
 
 _MEGABYTES = 192
 _RATE = 200  # MiB/s: more than the link lets through, less than it does at a fifth of the CPU time
-_LIMIT = "100M"
 _BUDGET_MS = 1000
+_BUDGET: dict[str, Any] = {"bandwidthLimit": "100M", "freezeBudgetMilliseconds": _BUDGET_MS}
 # Notes of what is slowed down; there are none when nothing is.
 _LIMITS = "ls -A /run/godwit/throttle"
 
@@ -28,7 +28,7 @@ def start_dirtier(scene: Scene) -> str:
 
 
 def written(scene: Scene, address: str) -> int:
-    return int(scene.cluster.redis(address, "WRITTEN").lstrip(":"))
+    return scene.cluster.number(address, "WRITTEN")
 
 
 def test_a_pod_that_writes_too_much_is_refused_and_runs_on(scene: Scene) -> None:
@@ -38,8 +38,7 @@ def test_a_pod_that_writes_too_much_is_refused_and_runs_on(scene: Scene) -> None
         status = scene.migrate(
             "dirtier",
             scene.nodes[1],
-            bandwidthLimit=_LIMIT,
-            freezeBudgetMilliseconds=_BUDGET_MS,
+            **_BUDGET,
         )
         report = client.stop()
     assert report["ok"], report
@@ -61,8 +60,7 @@ def test_throttled_it_moves_and_gets_its_time_back(scene: Scene) -> None:
         name = scene.apply_migration(
             "dirtier",
             scene.nodes[1],
-            bandwidthLimit=_LIMIT,
-            freezeBudgetMilliseconds=_BUDGET_MS,
+            **_BUDGET,
             convergence="Throttle",
         )
         end = scene.cluster.watch_migration(name, scene.namespace, seen=look)["status"]

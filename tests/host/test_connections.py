@@ -101,13 +101,23 @@ class Scene:
         finally:
             held.close()
 
-    @contextlib.contextmanager
-    def echo(self, kind: socket.SocketKind) -> Iterator[socket.socket]:
+    def echo(self, kind: socket.SocketKind) -> contextlib.AbstractContextManager[socket.socket]:
         """A client's socket to the Service, answered by the pod."""
-        pod = NetnsThread(f"/run/netns/{self.names['P']}")
-        client = NetnsThread(f"/run/netns/{self.names['C']}")
-        listener = pod.call(lambda: socket.socket(socket.AF_INET, kind))
-        listener.bind((POD, 6379))
+        return self._connected(kind, "C", SERVICE, "P", POD)
+
+    def abroad(self) -> contextlib.AbstractContextManager[socket.socket]:
+        """The pod's socket to a Service whose server is the client's node."""
+        return self._connected(socket.SOCK_STREAM, "P", ELSEWHERE, "C", "10.79.1.2")
+
+    @contextlib.contextmanager
+    def _connected(
+        self, kind: socket.SocketKind, asks: str, service: str, answers: str, address: str
+    ) -> Iterator[socket.socket]:
+        """A socket in the one namespace, to a Service that is answered in the other."""
+        server = NetnsThread(f"/run/netns/{self.names[answers]}")
+        client = NetnsThread(f"/run/netns/{self.names[asks]}")
+        listener = server.call(lambda: socket.socket(socket.AF_INET, kind))
+        listener.bind((address, 6379))
         asking = client.call(lambda: socket.socket(socket.AF_INET, kind))
         asking.settimeout(5)
         if kind is socket.SOCK_STREAM:
@@ -115,7 +125,7 @@ class Scene:
         thread = threading.Thread(target=_answer, args=(listener, kind), daemon=True)
         thread.start()
         try:
-            asking.connect((SERVICE, 6379))
+            asking.connect((service, 6379))
             yield asking
         finally:
             asking.close()
@@ -123,28 +133,7 @@ class Scene:
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
             thread.join(5)
-            pod.close()
-            client.close()
-
-    @contextlib.contextmanager
-    def abroad(self) -> Iterator[socket.socket]:
-        """The pod's socket to a Service whose server is the client's node."""
-        pod = NetnsThread(f"/run/netns/{self.names['P']}")
-        client = NetnsThread(f"/run/netns/{self.names['C']}")
-        listener = client.call(lambda: socket.create_server(("10.79.1.2", 6379)))
-        asking = pod.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-        asking.settimeout(5)
-        arguments = (listener, socket.SOCK_STREAM)
-        thread = threading.Thread(target=_answer, args=arguments, daemon=True)
-        thread.start()
-        try:
-            asking.connect((ELSEWHERE, 6379))
-            yield asking
-        finally:
-            asking.close()
-            listener.close()
-            thread.join(5)
-            pod.close()
+            server.close()
             client.close()
 
 

@@ -110,6 +110,16 @@ class Scene:
             await asyncio.sleep(0.05)
         raise AssertionError(await self.api.list(PODS, self.namespace))
 
+    async def swept_pod(self) -> Object:
+        """The ready pod: what the rule still caught in its last second is released by sweeps."""
+        for _ in range(100):
+            await Housekeeping(self.api, self.ports.queue).sweep()
+            found = await find(self.api, PODS, self.namespace, "redis-0")
+            if found and not found["spec"].get("schedulingGates"):
+                break
+            await asyncio.sleep(0.05)
+        return await self.ready_pod()
+
     async def migrate(self, pod: str, *, run: bool = True, **spec: Any) -> Object:
         body = {
             "apiVersion": "godwit.io/v1alpha1",
@@ -296,13 +306,7 @@ async def test_the_source_node_dies_without_a_copy(scene: Scene) -> None:
     await scene.api.patch(NODES, None, home, {"spec": {"taints": [OUT_OF_SERVICE]}})
     result = await task
     assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "NodeLost")
-    for _ in range(100):
-        await Housekeeping(scene.api, scene.ports.queue).sweep()
-        found = await find(scene.api, PODS, scene.namespace, "redis-0")
-        if found and not found["spec"].get("schedulingGates"):
-            break
-        await asyncio.sleep(0.05)
-    after = await scene.ready_pod()
+    after = await scene.swept_pod()
     assert after["metadata"]["uid"] != pod["metadata"]["uid"]
     assert after["spec"]["nodeName"] != home
     await scene.nothing_left(made["metadata"]["uid"])
@@ -371,13 +375,7 @@ async def test_the_process_ends_while_its_pod_is_away(scene: Scene) -> None:
     scene.world.fail["await_gate"] = [Aborted(Reason.SOURCE_EXITED, "exit code 1")]
     result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
     assert (result["status"]["phase"], result["status"]["reason"]) == ("Aborted", "SourceExited")
-    for _ in range(100):  # what the rule still caught in its last second is released by sweeps
-        await Housekeeping(scene.api, scene.ports.queue).sweep()
-        found = await find(scene.api, PODS, scene.namespace, "redis-0")
-        if found and not found["spec"].get("schedulingGates"):
-            break
-        await asyncio.sleep(0.05)
-    after = await scene.ready_pod()
+    after = await scene.swept_pod()
     assert after["metadata"]["uid"] != pod["metadata"]["uid"]
     assert "godwit.io/migration" not in after["metadata"].get("annotations", {})
     await scene.nothing_left(result["metadata"]["uid"])
