@@ -7,7 +7,7 @@ PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit contract host e2e support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report clean
+.PHONY: help venv check unit contract host e2e e2e-routed e2e-bridged support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -40,10 +40,18 @@ contract: venv  ## The operator against a real API server
 host: venv  ## Tests with real CRIU, namespaces and network, as root
 	$(BIN)/pytest -q tests/host
 
-e2e: venv  ## Tests on a real cluster (brings the testbed up and installs Godwit)
-	$(BIN)/pytest -q -m "not support" tests/e2e
+e2e: venv  ## Tests on two real clusters at once (brings the testbeds up and installs Godwit)
+	$(MAKE) --jobs 2 --output-sync=target e2e-routed e2e-bridged
 
-test: check unit contract host e2e  ## Everything
+e2e-routed: venv
+	$(BIN)/pytest -q -m "not support and not bridged" tests/e2e
+
+e2e-bridged: venv
+	$(BIN)/pytest -q -m "not support and bridged" tests/e2e
+
+test: check unit  ## Everything
+	$(MAKE) --jobs 2 --output-sync=target contract host
+	$(MAKE) e2e
 
 support: venv  ## Tests of real software; writes docs/support.md from what they saw
 	rm -f tests/e2e/results/support.jsonl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from e2e.support import Scene
 from lab import workloads
@@ -29,7 +30,10 @@ def ask(scene: Scene, address: str) -> dict[str, str]:
 
 def test_every_kernel_object_there_and_back(scene: Scene) -> None:
     image = scene.cluster.workload_image("kernelobjects")
-    volumes = {"/data": {"emptyDir": {}}, "/memory": {"emptyDir": {"medium": "Memory"}}}
+    volumes: dict[str, dict[str, Any]] = {
+        "/data": {"emptyDir": {}},
+        "/memory": {"emptyDir": {"medium": "Memory"}},
+    }
     scene.cluster.apply(
         workloads.pod(
             "objects", scene.namespace, image, node=scene.nodes[0], port=PORT, volumes=volumes

@@ -1,73 +1,20 @@
-"""A cluster whose pods share a bridge (the other main CNI plugin), from installing to uninstalling.
+"""The cluster whose pods share a bridge (the other main CNI plugin), and its end: uninstalling.
 
-The tests run in this order: what the last one finds is what all of them have left.
+These come last of its tests (conftest.py): what the last one finds is what all have left.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
 from e2e.support import Scene
+from e2e.traces import Bridged, traces
 from lab import workloads
 from lab.cluster import LAB_IMAGE, SYSTEM_NAMESPACE, Cluster, CommandFailed
 
-# What an installation might leave on a node: files, what containerd was told, kernel state.
-_TRACES = """
-ls -d /opt/godwit /etc/godwit /var/lib/godwit /run/godwit /run/criu.kdat 2>/dev/null
-ls /opt/cni/bin /etc/containerd /etc/containerd/conf.d 2>/dev/null
-containerd config dump | grep -i godwit
-crictl info 2>/dev/null | grep -i godwit
-cat /proc/sys/fs/pipe-user-pages-soft /proc/sys/fs/pipe-user-pages-hard /proc/sys/fs/pipe-max-size
-ip route show proto 114
-nft list tables | grep -i godwit
-grep godwit /proc/mounts
-find /sys/fs/cgroup -maxdepth 3 -name '*godwit*'
-true
-"""
-
-
-def traces(cluster: Cluster) -> dict[str, str]:
-    """By node, and of the API, everything that tells of Godwit or that it may change."""
-    found = {node: cluster.node_exec(node, "sh", "-c", _TRACES) for node in ("n1", "n2")}
-    for node in cluster.list("nodes", "default"):
-        name, meta = node["metadata"]["name"], node["metadata"]
-        marks = [*meta.get("labels", {}), *meta.get("annotations", {})]
-        marks += [condition["type"] for condition in node["status"]["conditions"]]
-        found[f"marks of {name}"] = " ".join(sorted(m for m in marks if "godwit" in m.lower()))
-    kinds = (
-        "clusterroles,clusterrolebindings,runtimeclasses,mutatingadmissionpolicies,"
-        "mutatingadmissionpolicybindings,priorityclasses"
-    )
-    names = cluster.kubectl("get", kinds, "-o", "name").split()
-    found["API"] = " ".join(sorted(name for name in names if "godwit" in name))
-    system = cluster.kubectl(
-        "get", "all,serviceaccounts,roles", "-n", SYSTEM_NAMESPACE, "-o", "name"
-    )
-    found["namespace"] = " ".join(sorted(n for n in system.split() if "default" not in n))
-    return found
-
-
-@dataclass
-class Bridged:
-    cluster: Cluster
-    before: dict[str, str]  # traces, before Godwit was installed
-
-
-@pytest.fixture(scope="module")
-def second() -> Iterator[Bridged]:
-    handle = Cluster("e2e-bridge")
-    try:
-        handle.up(nodes=2, cni="bridge")
-        before = traces(handle)
-        handle.build_images()
-        handle.install()
-        yield Bridged(handle, before)
-    finally:
-        handle.down()
+pytestmark = pytest.mark.bridged
 
 
 def _neighbour(scene: Scene, node: str, address: str) -> str:
@@ -109,15 +56,22 @@ def _report(scene: Scene, name: str) -> dict[str, object]:
     return found
 
 
-def test_neighbours_and_outside_keep_their_connections(second: Bridged) -> None:
+def _await_pods_of_tests(cluster: Cluster) -> None:
+    """Return when the pods of all tests before have ended."""
+    for namespace in cluster.kubectl("get", "namespaces", "-o", "name").split():
+        _, _, name = namespace.partition("/")
+        if name.startswith("t-"):
+            cluster.kubectl("wait", "namespace", name, "--for=delete", "--timeout=180s")
+
+
+def test_neighbours_and_outside_keep_their_connections(bridged: Bridged) -> None:
     """There and back: beside neighbours that had the address on their link, and new ones."""
-    bridged = second.cluster
-    scene = Scene(bridged, "bridge")
+    scene = Scene(bridged.cluster, "bridge")
     scene.open()
     pod = scene.start("statefulset", "redis", scene.nodes[0])
     address = scene.pod(pod)["status"]["podIP"]
     near = [_neighbour(scene, node, address) for node in scene.nodes]
-    with bridged.counter(address, "count", "--key", "outside") as client:
+    with bridged.cluster.counter(address, "count", "--key", "outside") as client:
         for target in (scene.nodes[1], scene.nodes[0]):
             scene.must_succeed(pod, target)
         outside = client.stop()
@@ -126,9 +80,9 @@ def test_neighbours_and_outside_keep_their_connections(second: Bridged) -> None:
     scene.close("pods")
 
 
-def test_uninstalling_leaves_the_nodes_as_they_were(second: Bridged) -> None:
+def test_uninstalling_leaves_the_nodes_as_they_were(bridged: Bridged) -> None:
     """Refused while a pod needs the runtime handler, and that pod goes on; complete without it."""
-    cluster = second.cluster
+    cluster = bridged.cluster
     scene = Scene(cluster, "uninstall")
     scene.open()
     pod = scene.start("statefulset", "redis", scene.nodes[0])
@@ -140,8 +94,9 @@ def test_uninstalling_leaves_the_nodes_as_they_were(second: Bridged) -> None:
         report = client.stop()
     assert report["ok"], report
     scene.close("pods")
+    _await_pods_of_tests(cluster)
     cluster.run(*uninstall, "--timeout", "4m")
-    assert traces(cluster) == second.before
+    assert traces(cluster) == bridged.before
     # an ordinary pod still starts there
     scene = Scene(cluster, "afterwards")
     scene.nodes = ["n1", "n2"]

@@ -10,6 +10,7 @@ from godwit_testbed.node import Service
 from godwit_testbed.paths import Place
 
 _PKI = "/etc/kubernetes/pki"
+_STATIC_PODS = "/etc/kubernetes/manifests"
 Layout = tuple[dict[str, str | Path], list[Service]]
 
 
@@ -135,6 +136,7 @@ def worker(place: Place, node: str, authority: pki.Authority, version: str, cni:
     files |= {
         "/etc/kubernetes/kubelet.conf": place.kubeconfig(f"node-{node}").read_text(),
         "/etc/kubernetes/kube-proxy.conf": place.kubeconfig("kube-proxy").read_text(),
+        f"{_STATIC_PODS}/.keep": "",  # the kubelet overlooks names that begin with a dot
         "/etc/kubernetes/kubelet.json": json.dumps(_kubelet(place, node), indent=1),
         "/etc/containerd/config.toml": _CONTAINERD,
         "/etc/cni/net.d/10-podnet.conflist": json.dumps(_cni(place, node, cni), indent=1),
@@ -196,6 +198,7 @@ def _kubelet(place: Place, node: str) -> dict[str, object]:
         "makeIPTablesUtilChains": False,
         "serializeImagePulls": False,
         "nodeStatusUpdateFrequency": "5s",
+        "staticPodPath": _STATIC_PODS,
     }
 
 
