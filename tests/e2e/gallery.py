@@ -80,12 +80,6 @@ PENDING: dict[str, Change] = {
 
 # What only the processes themselves tell: program, capabilities that it needs.
 PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    # io_uring_setup(2)
-    "IOUring": (
-        "import ctypes\n"
-        "assert ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120)) >= 0",
-        (),
-    ),
     "SocketFamily": (
         "import socket\nkept = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)",
         ("NET_RAW",),
@@ -95,23 +89,13 @@ PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
         "os.link('/tmp/first', '/tmp/second'); os.unlink('/tmp/first')",
         (),
     ),
-    # CLONE_NEWUTS
     "NestedNamespace": (
-        "import ctypes, os, time\n"
+        "import os, time\n"
         "if not os.fork():\n"
-        "    assert ctypes.CDLL(None).unshare(0x04000000) == 0\n"
+        "    os.unshare(os.CLONE_NEWUTS)\n"
         "    open('/tmp/made', 'w').close(); time.sleep(10000)\n"
         "while not os.path.exists('/tmp/made'): time.sleep(0.01)",
         ("SYS_ADMIN",),
-    ),
-    # PTRACE_TRACEME
-    "TracedProcess": (
-        "import ctypes, os, signal\n"
-        "child = os.fork()\n"
-        "if not child:\n"
-        "    ctypes.CDLL(None).ptrace(0, 0, None, None); os.kill(os.getpid(), signal.SIGSTOP)\n"
-        "os.waitpid(child, os.WUNTRACED)",
-        (),
     ),
     "StoppedProcess": (
         "import os, signal\n"
@@ -126,6 +110,18 @@ PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("SYS_ADMIN",),
     ),
 }
+# In Perl, which every Debian has: the image's Python cannot make any system call.
+CALLS: dict[str, str] = {
+    # io_uring_setup(2)
+    "IOUring": 'my $params = "\\0" x 120; syscall(425, 4, $params) >= 0 or die $!;',
+    # ptrace(2), PTRACE_TRACEME
+    "TracedProcess": (
+        "use POSIX; my $child = fork;"
+        " if (!$child) { syscall(101, 0, 0, 0, 0) == 0 or die $!; kill STOP => getpid(); exit }"
+        " waitpid($child, WUNTRACED);"
+    ),
+}
+_PERL_GOES_ON = 'open(my $ready, ">", "/tmp/ready"); sleep 100000 while 1'
 _GOES_ON = "\nopen('/tmp/ready', 'w').close()\nimport time\ntime.sleep(100000)\n"
 
 
@@ -137,15 +133,17 @@ def redis(reason: str, namespace: str, node: str) -> Pod:
 
 
 def program(reason: str, namespace: str, node: str) -> Pod:
-    """A pod of :data:`PROGRAMS`; Ready when it holds what cannot move."""
-    text, capabilities = PROGRAMS[reason]
+    """A pod of :data:`PROGRAMS` or :data:`CALLS`; Ready when it holds what cannot move."""
+    text, capabilities = PROGRAMS.get(reason, ("", ()))
+    perl = CALLS.get(reason)
+    command = ["perl", "-e", perl + _PERL_GOES_ON] if perl else ["python3", "-c", text + _GOES_ON]
     return workloads.pod(
         reason.lower(),
         namespace,
         LAB_IMAGE,
         node=node,
         imagePullPolicy="IfNotPresent",
-        command=["python3", "-c", text + _GOES_ON],
+        command=command,
         securityContext={"capabilities": {"add": list(capabilities)}},
         readinessProbe={"exec": {"command": ["test", "-e", "/tmp/ready"]}, "periodSeconds": 1},
     )

@@ -20,8 +20,9 @@ from e2e.support import Scene, refused
 from lab import workloads
 from lab.cluster import LAB_IMAGE, Cluster
 
-_READY = [*pods.SPECS, *pods.PROGRAMS, "several"]
-_ALONE = {*pods.SPECS, *pods.PROGRAMS, *pods.PENDING, "PodTerminating"}
+_PODS = (*pods.SPECS, *pods.PROGRAMS, *pods.CALLS)
+_READY = [*_PODS, "several"]
+_ALONE = {*_PODS, *pods.PENDING}
 # The kubelet's directory; see staticPodPath in the testbed's configuration.
 _STATIC = "/etc/kubernetes/manifests/static.json"
 
@@ -116,7 +117,7 @@ def gallery(cluster: Cluster) -> Iterator[Gallery]:
     place = (scene.namespace, scene.nodes[0])
     cluster.apply(
         *(pods.redis(reason, *place) for reason in (*pods.SPECS, *pods.PENDING)),
-        *(pods.program(reason, *place) for reason in pods.PROGRAMS),
+        *(pods.program(reason, *place) for reason in (*pods.PROGRAMS, *pods.CALLS)),
         *(pods.several(*place), pods.daemon_set(*place), pods.job(*place)),
     )
     with ExitStack() as stack:
@@ -150,7 +151,7 @@ def gallery(cluster: Cluster) -> Iterator[Gallery]:
 
 @pytest.mark.parametrize(
     "reason",
-    [*pods.SPECS, *pods.PROGRAMS, "StaticPod", "DaemonSetPod", "UnsupportedOwner"],
+    [*_PODS, "StaticPod", "DaemonSetPod", "UnsupportedOwner"],
 )
 def test_pod_that_cannot_move(gallery: Gallery, reason: str) -> None:
     gallery.check(reason, changes=reason == "EphemeralContainers")
@@ -172,6 +173,16 @@ def _obstacles(status: dict[str, Any]) -> list[str]:
     return [item["reason"] for item in status["obstacles"]]
 
 
+@contextmanager
+def _ghost(cluster: Cluster) -> Iterator[None]:
+    """A node whose machine there is not."""
+    cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "ghost"}})
+    try:
+        yield
+    finally:
+        cluster.kubectl("delete", "node", "ghost")
+
+
 def test_targets_that_cannot_be(scene: Scene) -> None:
     """The pod may run on the first node only; no other is one for it."""
     here, cluster = scene.nodes[0], scene.cluster
@@ -184,10 +195,11 @@ def test_targets_that_cannot_be(scene: Scene) -> None:
         "no-such-node": {"TargetNotFound"},
         here: {"TargetIsSource"},
         scene.nodes[1]: {"TargetUnschedulable"},
-        "cp": {"AgentMissing", "NodeNotPrepared", "TargetUnschedulable"},
+        "ghost": {"TargetNotReady", "AgentMissing", "NodeNotPrepared", "TargetUnschedulable"},
     }
-    for target, reasons in expected.items():
-        assert reasons <= set(_obstacles(scene.migrate("redis", target))), target
+    with _ghost(cluster):
+        for target, reasons in expected.items():
+            assert reasons <= set(_obstacles(scene.migrate("redis", target))), target
     manifest = workloads.migration("nowhere", scene.namespace, "redis", "")
     manifest["spec"]["target"] = {"nodeSelector": {"no": "such"}}
     cluster.apply(manifest)
