@@ -80,8 +80,10 @@ class Counter:
 class Cluster:
     """One testbed with Godwit on it."""
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, *, tag: str | None = None) -> None:
+        """``tag`` of the images that it makes: its own name if no other."""
         self.name = name or os.environ.get("GODWIT_TESTBED", "godwit")
+        self._tag = tag or self.name
         self._built: set[str] = set()
 
     # -- commands -----------------------------------------------------------------------------
@@ -145,17 +147,17 @@ class Cluster:
             raise CommandFailed(f"testbed {' '.join(words)} failed, see above")
 
     def _images(self) -> dict[str, tuple[str, str | None]]:
-        """Tag: (build context, target). The product's tags are this testbed's own, so that
-        several working copies can build side by side."""
+        """Tag: (build context, target). The product's tags are one's own, so that several
+        working copies can build side by side."""
         return {
-            f"godwit.local/godwit-operator:{self.name}": (".", "operator"),
-            f"godwit.local/godwit-node-agent:{self.name}": (".", "node-agent"),
+            f"godwit.local/godwit-operator:{self._tag}": (".", "operator"),
+            f"godwit.local/godwit-node-agent:{self._tag}": (".", "node-agent"),
             LAB_IMAGE: ("lab", None),
         }
 
     def workload_image(self, directory: str) -> str:
         """Tag of the image that ``lab/<directory>`` describes; built and loaded once a run."""
-        tag = f"godwit.local/lab-{directory}:{self.name}"
+        tag = f"godwit.local/lab-{directory}:{self._tag}"
         as_is = os.environ.get("GODWIT_E2E_AS_IS") and self._has(tag)
         if tag not in self._built and not as_is:
             self._build(tag, f"lab/{directory}", None)
@@ -186,9 +188,9 @@ class Cluster:
         say("helm upgrade --install godwit charts/godwit")
         values = [word for setting in settings for word in ("--set", setting)]
         for value, image in (("operator", "godwit-operator"), ("nodeAgent", "godwit-node-agent")):
-            tag = f"godwit.local/{image}:{self.name}"
+            tag = f"godwit.local/{image}:{self._tag}"
             values += [
-                *("--set-string", f"images.{value}.tag={self.name}"),
+                *("--set-string", f"images.{value}.tag={self._tag}"),
                 *("--set-string", f"{value}.podAnnotations.image-digest={self._digest(tag)}"),
             ]
         self.run(

@@ -46,7 +46,8 @@ def routed() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def bridged() -> Iterator[Bridged]:
-    handle = Cluster(os.environ.get("GODWIT_TESTBED", "e2e") + "-bridge")
+    name = os.environ.get("GODWIT_TESTBED", "e2e")
+    handle = Cluster(f"{name}-bridge", tag=name)
     try:
         handle.up(nodes=2, cni="bridge")
         before = traces(handle)

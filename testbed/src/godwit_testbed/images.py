@@ -165,9 +165,15 @@ if ! grep -qx "$base" "$WORK/base" 2>/dev/null; then
 fi
 $buildah bud --isolation chroot --layers --pull-never --ulimit "nofile=$NOFILE:$NOFILE" \
   --ulimit "nproc=$NPROC:$NPROC" -t "$tag" "$@" /context
-rm -f "images/$out.part"
-$buildah push -q "$tag" "oci-archive:/images/$out.part:$tag"
+id=$($buildah inspect --type image --format '{{.FromImageID}}' "$tag")
+if [ -e "images/$out" ] && [ "$(cat "images/$out.id" 2>/dev/null)" = "$id" ]; then
+  exit 0
+fi
+rm -f "images/$out.part" "images/$out.id"
+$buildah push -q --compression-format zstd --compression-level 1 \\
+  "$tag" "oci-archive:/images/$out.part:$tag"
 mv "images/$out.part" "images/$out"
+echo "$id" > "images/$out.id"
 """
 
 
