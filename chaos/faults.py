@@ -73,6 +73,19 @@ def _criu_at_work(stage: Stage) -> Iterator[None]:
             _kill(stage, node, "^[^ ]*criu swrk")
 
 
+_HUNT = """
+n=0
+until pkill -9 -f '^[^ ]*criu swrk'; do n=$((n+1)); [ $n -lt 3000 ] || exit 0; sleep 0.01; done
+"""
+
+
+@contextlib.contextmanager
+def criu_hunted(stage: Stage) -> Iterator[None]:
+    """The next CRIU on the source's node dies as soon as it is seen, within 30 s."""
+    stage.cluster.node_exec(stage.source, "sh", "-c", _HUNT, check=False)
+    yield
+
+
 def _restart(node: Callable[[Stage], str], service: str) -> Fault:
     return _at_once(lambda stage: stage.cluster.run("restart", node(stage), service))
 
