@@ -12,6 +12,8 @@ WARM_UP = 5
 """Samples of a series that do not count: a process that has just begun takes what it needs."""
 FEWEST = 10
 """Samples behind the warm-up that a series must have to be judged."""
+KEPT = frozenset({"journals"})
+"""Grows on purpose: journals are kept for three days, so that repeated questions get answers."""
 SHARE, RSS_KIB, COUNT = 0.05, 2048.0, 3.0
 Series = dict[tuple[str, ...], list[tuple[float, float]]]
 
@@ -67,5 +69,6 @@ def series(minutes: Iterable[dict[str, Any]]) -> Series:
 
 def verdicts(minutes: Iterable[dict[str, Any]]) -> list[Verdict]:
     """Of every series that is long enough."""
-    judged = (judge(name, points) for name, points in series(minutes).items())
+    found = series(minutes).items()
+    judged = (judge(name, points) for name, points in found if name[-1] not in KEPT)
     return [verdict for verdict in judged if verdict]

@@ -266,6 +266,8 @@ class Target:
         with session.busy("AbortRestore", time.monotonic() + 20):
             if session.journal.find(*_RUNS):
                 raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
+            if session.journal.terminal:
+                return  # a late word: there is nothing any more
             session.pod.refuse()
             session.stopped = 0
             if not session.journal.has(Step.REFUSED):
