@@ -33,7 +33,8 @@ RESULTS = Path(__file__).parent / "results" / "soak.jsonl"
 POD, APP = "mover-0", "mover"
 MEBIBYTES, RATE = 64, 20  # of the process's memory, and what it writes a second
 _PORT = 9999
-_MINUTE_S, _END_S, _CLEAN_S, _RECOVER_S = 60.0, 240.0, 120.0, 180.0
+_MINUTE_S, _MOVING_S = 60.0, 45.0  # the rest of a minute is for counting
+_END_S, _CLEAN_S, _RECOVER_S = 240.0, 120.0, 180.0
 _GRACE_S = 5.0  # after a recovery as seen from outside, the operator may not have seen it
 _SILENCE_MS = 60_000.0
 
@@ -51,11 +52,12 @@ OTHERS = (
 )
 
 
-def schedule(seed: int, minutes: int) -> list[tuple[str, float]]:
-    """(fault, seconds into the minute) for each minute; the same for the same seed."""
+def schedule(seed: int) -> Iterator[tuple[str, str, float]]:
+    """For each minute: the fault in the first half, the fault in the second half, seconds into
+    the minute; the same for the same seed."""
     chance = random.Random(seed)
-    names = [KILLS + OTHERS if number < minutes / 2 else OTHERS for number in range(minutes)]
-    return [(chance.choice(those), chance.uniform(2, 40)) for those in names]
+    while True:
+        yield chance.choice(KILLS + OTHERS), chance.choice(OTHERS), chance.uniform(2, 30)
 
 
 class Listener:
@@ -248,7 +250,7 @@ class Soak:
         moves = []
         # always counted with the pod on the same node, so that only growth is growth
         while (
-            time.monotonic() < begun + _MINUTE_S
+            time.monotonic() < begun + _MOVING_S
             or thread.is_alive()
             or (self.here != self.nodes[0] and time.monotonic() < begun + 2 * _MINUTE_S)
         ):
@@ -346,13 +348,22 @@ def run(cluster: Cluster, nodes: list[str], seed: int, minutes: int) -> Iterator
             Copies(cluster.name, "dirtier", every_s=0.2) as copies,
             cluster.counter(soak.address, "count", *words) as client,
         ):
-            for number, (fault, after_s) in enumerate(schedule(seed, minutes), 1):
+            begun = time.monotonic()
+            for number, (first, second, after_s) in enumerate(schedule(seed), 1):
+                late = time.monotonic() - begun
+                if late >= minutes * _MINUTE_S:
+                    break
+                fault = first if late < minutes * _MINUTE_S / 2 else second
                 ticks, looks, told = len(client.ticks), len(copies.seen), len(listener.wrong)
                 line = soak.minute(number, fault, after_s, pace)
+                line["seconds"] = round(time.monotonic() - begun - late, 1)
                 what, wrong = seen(client, ticks, copies, looks, listener, told)
                 line |= what
                 line["wrong"] += wrong
                 yield line
+                next_s = begun + number * _MINUTE_S - time.monotonic()
+                if next_s > 0:
+                    time.sleep(next_s)
                 if client.report:
                     return  # the process is not what it was: there is nothing to go on with
             report = client.stop()

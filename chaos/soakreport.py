@@ -39,11 +39,12 @@ def render(lines: Iterable[str]) -> str:
     faults = Counter(line["fault"] for line in minutes)
     gaps = sorted(line["gap_ms"] for line in minutes)
     replies = minutes[-1]["replies"] if minutes else 0
+    seconds = sum(max(line["seconds"], 60.0) for line in minutes)
     verdicts = flat.verdicts(minutes)
     over = "" if end else " It has not come to its end."
     text = [
         f"Begun {begin['at']}, commit {begin['commit']}, seed {begin['seed']}, "
-        f"{len(minutes)} of {begin['minutes']} minutes (each with what it takes to count).{over}",
+        f"{begin['minutes']} minutes asked for, {seconds / 60:.0f} made.{over}",
         "",
         f"- {len(moves)} migrations: {_list(ends)}."
         + (f" Reasons of those aborted: {_list(reasons)}." if reasons else ""),
