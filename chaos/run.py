@@ -7,6 +7,7 @@ the table of docs/reliability.md. Exit status 1 if any invariant was violated.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import platform
@@ -18,6 +19,7 @@ from typing import Any
 
 from chaos import rows as matrix
 from chaos import stage
+from chaos.commit import commit
 from chaos.copies import Copies
 from chaos.faults import FAULTS
 from chaos.rows import Row
@@ -153,13 +155,23 @@ def violations(row: Row, seen: dict[str, Any], source: str, target: str) -> list
     return wrong
 
 
-def chosen(options: argparse.Namespace) -> list[Row]:
-    """Rows of the command line."""
-    return [
+def chosen(options: argparse.Namespace, done: frozenset[str] = frozenset()) -> list[Row]:
+    """Rows of the command line, in an order that is the same every time and looks random: when
+    the time ends, what was run is a fair part of the whole."""
+    rows = [
         row
         for row in matrix.rows()
-        if re.search(options.only, row.name) and (not options.sample or row.name in matrix.SAMPLE)
+        if re.search(options.only, row.name)
+        and (not options.sample or row.name in matrix.SAMPLE)
+        and row.name not in done
     ]
+    return sorted(rows, key=lambda row: hashlib.sha256(row.name.encode()).digest())
+
+
+def already() -> frozenset[str]:
+    """Rows with a result."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return frozenset(json.loads(line)["row"] for line in lines)
 
 
 def main() -> int:
@@ -169,10 +181,12 @@ def main() -> int:
     parser.add_argument("--sample", action="store_true", help="a few rows that find the most")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
     parser.add_argument("--minutes", type=float, default=240.0, help="begin no row after that")
+    parser.add_argument("--missing", action="store_true", help="only rows without a result")
     parser.add_argument("--as-is", action="store_true", help="a standing testbed and its images")
     options = parser.parse_args()
+    rows = chosen(options, already() if options.missing else frozenset())
     if options.list:
-        print("\n".join(row.name for row in chosen(options)))
+        print("\n".join(row.name for row in rows))
         return 0
     cluster = Cluster()
     if not options.as_is:
@@ -181,7 +195,7 @@ def main() -> int:
     nodes = prepare(cluster)[:2]
     begin, bad = time.monotonic(), 0
     RESULTS.parent.mkdir(exist_ok=True)
-    for row in chosen(options):
+    for row in rows:
         if time.monotonic() - begin > options.minutes * 60:
             break
         result = attempt(cluster, nodes, row)
@@ -189,6 +203,7 @@ def main() -> int:
         about = {
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "kernel": platform.release(),
+            "commit": commit(),
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(about | result) + "\n")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos import samples
+from chaos.commit import commit
 from chaos.copies import Copies
 from chaos.faults import FAULTS, Fault, criu_hunted
 from chaos.stage import NAMESPACE, Stage
@@ -323,12 +324,6 @@ def seen(
         "spoke_on": len(listener.moves),
     }
     return what, wrong
-
-
-def commit() -> str:
-    """Of this checkout."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def run(cluster: Cluster, nodes: list[str], seed: int, minutes: int) -> Iterator[dict[str, Any]]:
