@@ -139,6 +139,9 @@ def receive(sock: socket.socket, node: str, admit: Admit) -> None:
     except GodwitError as error:
         _tell(writer, error)
         raise
+    except Exception as error:
+        _tell(writer, Rejected(Reason.INTERNAL, f"{type(error).__name__}: {error}"))
+        raise
 
 
 def _apply(
