@@ -78,10 +78,16 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
     pod = cluster.get("pod", POD, NAMESPACE)
     source, address = pod["spec"]["nodeName"], pod["status"]["podIP"]
     target = next(node for node in nodes if node != source)
-    scene = Stage(cluster, source, target, address, f"m{number}")
+    scene = Stage(cluster, source, target, address, f"m{number}", row.boundary.name)
+    gone = {"source node gone": source, "target node gone": target}.get(row.fault)
+    if gone:
+        scene.operator_away_from(gone)
     begin = time.monotonic()
     result: dict[str, Any] = {"row": row.name, "boundary": row.boundary.name, "fault": row.fault}
-    with Copies(cluster.name, "redis-server") as copies, cluster.counter(address) as client:
+    with (
+        Copies(cluster.name, "redis-server") as copies,
+        cluster.counter(address, "count", "--timeout", "400") as client,
+    ):
         scene.pause(row.boundary)
         try:
             scene.apply()
@@ -90,6 +96,7 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
                 scene.go(row.boundary)
         finally:
             scene.go(row.boundary)
+        result["struck"] = scene.struck
         final = scene.final(_END_S)
         scene.clear(row.boundary)
         scene.pod()
@@ -137,8 +144,12 @@ def violations(row: Row, seen: dict[str, Any], source: str, target: str) -> list
     wrong = []
     if not seen["reached"]:
         wrong.append("the boundary was not reached")
+    if not seen["struck"]:
+        wrong.append("the fault has not struck")
     if seen["phase"] not in allowed:
         wrong.append(f"ended {seen['phase']}")
+    elif seen["phase"] == "Aborted" and seen["reason"] not in row.reasons:
+        wrong.append(f"the reason {seen['reason']} is none of this fault")
     if seen["observer"]:
         wrong.append(f"the observer: {seen['observer']}")
     if any("+" in where for where in seen["ran_on"]):

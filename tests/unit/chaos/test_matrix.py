@@ -48,7 +48,8 @@ def test_an_observer_that_has_not_seen_the_source_run_is_blind() -> None:
 
 def result(**changes: Any) -> dict[str, Any]:
     good = {
-        "reached": True, "phase": "Succeeded", "ran_on": ["n1", "n2"], "connection": True,
+        "reached": True, "struck": True, "reason": "Succeeded", "phase": "Succeeded",
+        "ran_on": ["n1", "n2"], "connection": True,
         "client_error": None, "observer": "", "node_after": "n2", "debris": [], "next": "Succeeded",
     }  # fmt: skip
     return good | changes
@@ -59,6 +60,8 @@ def result(**changes: Any) -> dict[str, Any]:
     [
         {"reached": False},
         {"phase": "Stalled"},
+        {"struck": False},
+        {"phase": "Aborted", "reason": "Internal", "node_after": "n1"},
         {"observer": "never saw it run on n1"},
         {"ran_on": ["n1", "n1+n2", "n2"]},
         {"connection": False},
