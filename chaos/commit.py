@@ -8,6 +8,13 @@ from lab.cluster import ROOT
 
 
 def commit() -> str:
-    """Of this checkout; ends in ``-dirty`` when it has changes."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    """Of this checkout; ends in ``-dirty`` when more than results has changed."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!chaos/results")
+    return _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
