@@ -177,7 +177,7 @@ class Checkpointer:
         session.journal.append(Step.GUARDED)
 
     def _freeze(self, session: SourceSession, spool: Spool, watch: Stopwatch) -> int:
-        """Begin of the freeze (``time.monotonic_ns``); everything is in the spool when it returns."""
+        """Begin of the freeze (``monotonic_ns``); everything is in the spool when it returns."""
         source = session.processes
         with (
             ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as workers,
