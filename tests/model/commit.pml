@@ -45,8 +45,8 @@ active proctype source_agent()
 	:: atomic { s_node && s_journal == COMMITTED && !m_run -> m_run = true }
 	:: atomic { s_node && s_journal == COMMITTED && m_ran -> s_journal = RUNNING }
 	:: atomic { s_node && s_journal == RUNNING && source == FROZEN -> source = DEAD }
-	:: atomic { s_node && m_ask && (s_journal == COMMITTED || s_journal == RUNNING)
-		&& !m_committed -> m_committed = true }
+	:: atomic { s_node && m_ask && (s_journal == COMMITTED || s_journal == RUNNING) &&
+		!m_committed -> m_committed = true }
 	:: atomic { s_node && m_ask && s_journal == THAWED && !m_aborted -> m_aborted = true }
 	:: atomic { s_node && crashes < CRASHES -> crashes++; s_switches = false }
 	od

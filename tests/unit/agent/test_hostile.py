@@ -70,7 +70,7 @@ def scratch() -> Iterator[tuple[Path, Callable[[], object]]]:
 
 
 @given(st.lists(st.tuples(RECORDS, BODIES), max_size=12))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_file_records_stay_in_their_tree(records: list[tuple[Record, bytes]]) -> None:
     with scratch() as (inside, look):
         before = look()
@@ -159,7 +159,7 @@ class Sink:
 
 
 @given(st.lists(FRAMES, max_size=8), st.binary(max_size=40))
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_any_stream_ends_with_a_word_and_leaves_the_rest_alone(
     sent: list[tuple[frames.Head, bytes]], rest: bytes
 ) -> None:
