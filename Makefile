@@ -7,7 +7,7 @@ PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit contract host e2e e2e-routed e2e-bridged support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report clean
+.PHONY: help venv check unit contract host e2e e2e-routed e2e-bridged support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report soak soak-quick soak-report model clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -81,6 +81,19 @@ chaos: venv  ## Every step of a migration with every fault, hours; raw data in c
 
 chaos-report: venv  ## The table of docs/reliability.md from the raw data
 	$(BIN)/python -m chaos.report
+
+soak: venv  ## A pod moves back and forth for two hours and every minute something breaks
+	$(BIN)/python -m chaos.soak
+	$(BIN)/python -m chaos.soakreport
+
+soak-quick: venv  ## Ten minutes of the same
+	$(BIN)/python -m chaos.soak --minutes 10 --out build/soak.jsonl
+
+soak-report: venv  ## The soak's part of docs/reliability.md from the raw data
+	$(BIN)/python -m chaos.soakreport
+
+model:  ## Every interleaving of the commit's model (needs spin)
+	scripts/check-model
 
 demo-down:  ## Remove what the demo made
 	testbed/testbed down

@@ -43,6 +43,7 @@ class Copies:
 
     testbed: str
     command: str
+    every_s: float = _EVERY_S
     seen: list[str] = field(default_factory=list)
     failure: str = ""
     _over: threading.Event = field(default_factory=threading.Event)
@@ -60,7 +61,7 @@ class Copies:
 
     def _watch(self) -> None:
         try:
-            while not self._over.wait(_EVERY_S):
+            while not self._over.wait(self.every_s):
                 self.seen.append("+".join(sorted(self.running())))
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"

@@ -29,6 +29,8 @@ class Row:
     allowed: frozenset[str]
     connection: bool
     """Whether the client's connection has to live."""
+    reasons: frozenset[str]
+    """Reasons that are true ones for an end other than ``Succeeded``."""
 
     @property
     def name(self) -> str:
@@ -53,58 +55,109 @@ BOUNDARIES = (
     ),
 )
 
+# Reasons that come from time passing while something is away or held up.
+_LATE = frozenset({"FreezeTimeout", "TimedOut"})
+_AGENTS = _LATE | {"AgentRestarted", "AgentUnreachable", "TransferFailed"}
+_PODS = _LATE | {
+    "SuccessorNotAdmitted",
+    "SuccessorNotScheduled",
+    "SuccessorNotCreated",
+    "SuccessorFailed",
+}
+_RUNTIME = _PODS | {"DumpFailed", "RestoreFailed"}
+_EARLY = ("copying", "copied", "guarded")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A fault. ``at``: the boundaries where it makes sense, none for all. ``reasons``: what may
+    be said of it, none where it has to succeed. ``loses``: it ends the process or its pod."""
+
+    name: str
+    reasons: frozenset[str] = frozenset()
+    at: tuple[str, ...] = ()
+    loses: bool = False
+
+
 # In this order: what breaks most often first.
-FAULTS = (
-    "kill operator",
-    "kill source agent",
-    "kill target agent",
-    "restart kubelet of the source",
-    "restart kubelet of the target",
-    "restart containerd of the source",
-    "restart containerd of the target",
-    "kill CRIU",
-    "cut the agents' link for 5 s",
-    "API server away for 10 s",
-    "delete the migration",
-    "delete the pod",
-    "end the process",
+KINDS = (
+    Kind("kill operator"),
+    Kind("kill source agent", _AGENTS),
+    Kind("kill target agent", _AGENTS),
+    Kind("restart kubelet of the source", _RUNTIME),
+    Kind("restart kubelet of the target", _RUNTIME),
+    Kind("restart containerd of the source", _RUNTIME),
+    Kind("restart containerd of the target", _RUNTIME),
+    Kind("kill CRIU", frozenset({"DumpFailed", "RestoreFailed"}), at=("dump", "restore")),
+    Kind("kill the page daemon", frozenset({"RestoreFailed"}), at=("restore",)),
+    Kind("cut the agents' link for 5 s", _AGENTS),
+    Kind(
+        "cut the agents' link for good",
+        _AGENTS,
+        at=("copying", "copied", "armed", "dump", "restore"),
+    ),
+    Kind("API server away for 10 s", _PODS | {"APIUnavailable"}),
+    Kind("no pod can be created for 20 s", _PODS, at=("copied", "guarded")),
+    Kind(
+        "fill the target's store",
+        frozenset({"NotEnoughMemory"}),
+        at=("copying", "copied", "armed", "dump"),
+    ),
+    Kind(
+        "target node gone",
+        _AGENTS | _PODS | {"TargetNotReady"},
+        at=("copying", "copied", "armed", "dump", "restore"),
+    ),
+    Kind(
+        "source node gone",
+        frozenset({"NodeLost", "SourceDeleted", "PodReplaced"}),
+        at=("copied", "armed", "restored", "committed"),
+        loses=True,
+    ),
+    Kind(
+        "an old operator beside the new one", at=("copied", "guarded", "armed", "dump", "committed")
+    ),
+    Kind("delete the migration", frozenset({"Cancelled"})),
+    Kind(
+        "delete the pod",
+        frozenset({"SourceDeleted", "SourceExited", "PodReplaced", "PodNotFound"}),
+        at=_EARLY,
+        loses=True,
+    ),
+    Kind(
+        "end the process",
+        frozenset({"SourceExited", "SourceDeleted", "PodReplaced", "PodNotFound", "PodNotRunning"}),
+        loses=True,
+    ),
 )
+FAULTS = tuple(kind.name for kind in KINDS)
 _EITHER = frozenset({"Succeeded", "Aborted"})
-# The pod's object is there only before the handover; after it the successor has its name.
-_LOSES = frozenset({"end the process", "delete the pod"})
+# A copy that is complete runs without its source's word when the source is fenced.
+_COMPLETE = ("restored", "committed")
 
 
 def rows() -> tuple[Row, ...]:
     """Every boundary with every fault that makes sense there."""
     return tuple(
-        _row(boundary, fault)
+        _row(boundary, kind)
         for boundary in BOUNDARIES
-        for fault in FAULTS
-        if _fits(boundary, fault)
+        for kind in KINDS
+        if not kind.at or boundary.name in kind.at
     )
 
 
-def _fits(boundary: Boundary, fault: str) -> bool:
-    if fault == "kill CRIU":
-        return boundary.name in ("dump", "restore")
-    if fault == "delete the pod":
-        return not boundary.handed_over
-    return True
+def _row(boundary: Boundary, kind: Kind) -> Row:
+    loses = kind.loses
+    if kind.name == "source node gone":
+        loses = boundary.name not in _COMPLETE
+    allowed = frozenset({"Succeeded"}) if boundary.committed and not loses else _EITHER
+    return Row(boundary, kind.name, allowed, connection=not loses, reasons=kind.reasons)
 
 
-def _row(boundary: Boundary, fault: str) -> Row:
-    loses = fault in _LOSES
-    allowed = _EITHER
-    if boundary.committed and not loses:
-        allowed = frozenset({"Succeeded"})
-    return Row(boundary, fault, allowed, connection=not loses)
-
-
-# A part of it that is quick and has found the most: `make test` runs it.
+# A part of it that is quick: `make test` runs it. Each process is killed once, since the kubelet
+# lets one that was killed before wait.
 SAMPLE = (
     "guarded/kill operator",
     "dump/kill source agent",
     "restored/kill target agent",
-    "committed/kill source agent",
-    "restore/kill CRIU",
 )

@@ -7,6 +7,7 @@ the table of docs/reliability.md. Exit status 1 if any invariant was violated.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import platform
@@ -18,6 +19,7 @@ from typing import Any
 
 from chaos import rows as matrix
 from chaos import stage
+from chaos.commit import commit
 from chaos.copies import Copies
 from chaos.faults import FAULTS
 from chaos.rows import Row
@@ -76,10 +78,16 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
     pod = cluster.get("pod", POD, NAMESPACE)
     source, address = pod["spec"]["nodeName"], pod["status"]["podIP"]
     target = next(node for node in nodes if node != source)
-    scene = Stage(cluster, source, target, address, f"m{number}")
+    scene = Stage(cluster, source, target, address, f"m{number}", row.boundary.name)
+    gone = {"source node gone": source, "target node gone": target}.get(row.fault)
+    if gone:
+        scene.operator_away_from(gone)
     begin = time.monotonic()
     result: dict[str, Any] = {"row": row.name, "boundary": row.boundary.name, "fault": row.fault}
-    with Copies(cluster.name, "redis-server") as copies, cluster.counter(address) as client:
+    with (
+        Copies(cluster.name, "redis-server") as copies,
+        cluster.counter(address, "count", "--timeout", "400") as client,
+    ):
         scene.pause(row.boundary)
         try:
             scene.apply()
@@ -88,6 +96,7 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
                 scene.go(row.boundary)
         finally:
             scene.go(row.boundary)
+        result["struck"] = scene.struck
         final = scene.final(_END_S)
         scene.clear(row.boundary)
         scene.pod()
@@ -135,8 +144,12 @@ def violations(row: Row, seen: dict[str, Any], source: str, target: str) -> list
     wrong = []
     if not seen["reached"]:
         wrong.append("the boundary was not reached")
+    if not seen["struck"]:
+        wrong.append("the fault has not struck")
     if seen["phase"] not in allowed:
         wrong.append(f"ended {seen['phase']}")
+    elif seen["phase"] == "Aborted" and seen["reason"] not in row.reasons:
+        wrong.append(f"the reason {seen['reason']} is none of this fault")
     if seen["observer"]:
         wrong.append(f"the observer: {seen['observer']}")
     if any("+" in where for where in seen["ran_on"]):
@@ -153,13 +166,23 @@ def violations(row: Row, seen: dict[str, Any], source: str, target: str) -> list
     return wrong
 
 
-def chosen(options: argparse.Namespace) -> list[Row]:
-    """Rows of the command line."""
-    return [
+def chosen(options: argparse.Namespace, done: frozenset[str] = frozenset()) -> list[Row]:
+    """Rows of the command line, in an order that is the same every time and looks random: when
+    the time ends, what was run is a fair part of the whole."""
+    rows = [
         row
         for row in matrix.rows()
-        if re.search(options.only, row.name) and (not options.sample or row.name in matrix.SAMPLE)
+        if re.search(options.only, row.name)
+        and (not options.sample or row.name in matrix.SAMPLE)
+        and row.name not in done
     ]
+    return sorted(rows, key=lambda row: hashlib.sha256(row.name.encode()).digest())
+
+
+def already() -> frozenset[str]:
+    """Rows with a result."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return frozenset(json.loads(line)["row"] for line in lines)
 
 
 def main() -> int:
@@ -169,10 +192,12 @@ def main() -> int:
     parser.add_argument("--sample", action="store_true", help="a few rows that find the most")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
     parser.add_argument("--minutes", type=float, default=240.0, help="begin no row after that")
+    parser.add_argument("--missing", action="store_true", help="only rows without a result")
     parser.add_argument("--as-is", action="store_true", help="a standing testbed and its images")
     options = parser.parse_args()
+    rows = chosen(options, already() if options.missing else frozenset())
     if options.list:
-        print("\n".join(row.name for row in chosen(options)))
+        print("\n".join(row.name for row in rows))
         return 0
     cluster = Cluster()
     if not options.as_is:
@@ -181,7 +206,7 @@ def main() -> int:
     nodes = prepare(cluster)[:2]
     begin, bad = time.monotonic(), 0
     RESULTS.parent.mkdir(exist_ok=True)
-    for row in chosen(options):
+    for row in rows:
         if time.monotonic() - begin > options.minutes * 60:
             break
         result = attempt(cluster, nodes, row)
@@ -189,6 +214,7 @@ def main() -> int:
         about = {
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "kernel": platform.release(),
+            "commit": commit(),
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(about | result) + "\n")

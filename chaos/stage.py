@@ -16,6 +16,7 @@ POD = "redis-0"
 _NODE_FAILPOINTS = "/run/godwit/failpoints"
 _OPERATOR_FAILPOINTS = "/tmp/failpoints"
 _OPERATOR = "app.kubernetes.io/component=operator"
+_AGENT = "app.kubernetes.io/component=node-agent"
 
 
 @dataclass
@@ -27,6 +28,9 @@ class Stage:
     target: str
     address: str
     migration: str
+    boundary: str = ""
+    struck: bool = True
+    """Whether the fault has met what it was meant for."""
 
     # -- failpoints ---------------------------------------------------------------------------
     def pause(self, boundary: Boundary) -> None:
@@ -109,10 +113,70 @@ class Stage:
         self.cluster.wait_ready(POD, NAMESPACE)
         return self.cluster.get("pod", POD, NAMESPACE)
 
+    def node_address(self, node: str) -> str:
+        """InternalIP of a node."""
+        addresses = self.cluster.get("node", node)["status"]["addresses"]
+        return next(str(one["address"]) for one in addresses if one["type"] == "InternalIP")
+
+    def boot(self, node: str) -> None:
+        """A node that has crashed runs again, with its agent."""
+        begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.cluster.run("boot", node)
+        deadline = time.monotonic() + 180
+        while not self._agent_since(node, begun):
+            if time.monotonic() > deadline:
+                raise CommandFailed(f"no agent on {node} 180 s after its boot")
+            time.sleep(0.5)
+        self.cluster.kubectl("wait", f"node/{node}", "--for=condition=Ready", "--timeout=60s")
+
+    def _agent_since(self, node: str, begun: str) -> bool:
+        """Whether a ready agent has been started there since: what was reported before the
+        crash stays in the API for a while."""
+        try:
+            words = ("-l", _AGENT, f"--field-selector=spec.nodeName={node}")
+            pods = self.cluster.list("pods", SYSTEM_NAMESPACE, *words)
+        except (CommandFailed, json.JSONDecodeError):
+            return False
+        return any(
+            one["ready"] and one["state"].get("running", {}).get("startedAt", "") >= begun
+            for pod in pods
+            for one in pod["status"].get("containerStatuses", [])
+        )
+
+    def await_operators(self, count: int) -> None:
+        """So many of them, all Ready but those that stand still."""
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            pods = self.cluster.list("pods", SYSTEM_NAMESPACE, "-l", _OPERATOR)
+            if len(pods) == count and sum(map(_is_ready, pods)) >= count - (count > 1):
+                newest = max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
+                if _is_ready(newest):
+                    return
+            time.sleep(0.5)
+        raise CommandFailed(f"there are not {count} operators after 90 s")
+
+    def operator_away_from(self, node: str) -> None:
+        """The operator runs on another node: this one is about to go."""
+        if self.operator_node() != node:
+            return
+        self.cluster.kubectl("cordon", node)
+        try:
+            self.cluster.kubectl(
+                *("delete", "pods", "-n", SYSTEM_NAMESPACE, "-l", _OPERATOR, "--timeout=60s")
+            )
+            self.await_operators(1)
+        finally:
+            self.cluster.kubectl("uncordon", node)
+
     def operator_node(self) -> str:
         """Where the operator runs."""
         (pod,) = self.cluster.list("pods", SYSTEM_NAMESPACE, "-l", _OPERATOR)
         return str(pod["spec"]["nodeName"])
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def start(cluster: Cluster, node: str) -> str:

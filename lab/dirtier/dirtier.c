@@ -6,6 +6,8 @@
  * RATE n (MiB/s from now on; pages are written in order, each as a whole, so that no page is
  * written twice before all others), WRITTEN (pages written so far) and VERIFY (how many pages do
  * not hold what was written to them last).
+ * TELL address port: from now on a number, one more each time, goes there in a datagram about every
+ * 2 ms, as long as the process lives: what two copies of it send has the same numbers.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -22,6 +24,7 @@
 
 #define WORDS 512UL
 #define SLICE_NS 2000000L /* of writing, so that a rate is met in small portions */
+#define TELL_NS 2000000L
 
 static uint64_t pages;
 static uint64_t *memory;
@@ -88,6 +91,34 @@ static uint64_t verify(void)
 	return count;
 }
 
+static void *teller(void *given)
+{
+	struct sockaddr_in there = *(struct sockaddr_in *)given;
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	char text[32];
+	for (unsigned long next = 1;; next++) {
+		int length = snprintf(text, sizeof(text), "%lu", next);
+		/* nobody there, or a closed door: the number is used up all the same */
+		(void)!sendto(fd, text, length, 0, (struct sockaddr *)&there, sizeof(there));
+		nanosleep(&(struct timespec){0, TELL_NS}, NULL);
+	}
+	return given;
+}
+
+static int tell(const char *address, const char *port)
+{
+	static struct sockaddr_in there;
+	static int telling;
+	pthread_t thread;
+	if (__atomic_exchange_n(&telling, 1, __ATOMIC_SEQ_CST))
+		return -1;
+	there.sin_family = AF_INET;
+	there.sin_port = htons(atoi(port));
+	if (inet_pton(AF_INET, address, &there.sin_addr) != 1)
+		return -1;
+	return pthread_create(&thread, NULL, teller, &there);
+}
+
 static void answer(FILE *to, int count, char **words)
 {
 	const char *command = words[0];
@@ -107,7 +138,9 @@ static void answer(FILE *to, int count, char **words)
 		rate = atol(words[1]) * 256;
 		pthread_mutex_unlock(&lock);
 		fprintf(to, "+OK\r\n");
-	} else
+	} else if (!strcasecmp(command, "TELL") && count == 3)
+		fprintf(to, tell(words[1], words[2]) ? "-ERR telling\r\n" : "+OK\r\n");
+	else
 		fprintf(to, "-ERR unknown\r\n");
 	fflush(to);
 }

@@ -36,7 +36,7 @@ def routed() -> Iterator[Cluster]:
         return
     handle.up(nodes=int(os.environ.get("GODWIT_E2E_NODES", "3")))
     handle.build_images()
-    handle.install()
+    handle.install("failpoints=true")  # they do nothing but where a test asks for it
     yield handle
     left = wait_clean(handle, handle.ready_nodes(), 150)
     assert not left, left

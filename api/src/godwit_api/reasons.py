@@ -91,6 +91,7 @@ class Reason(StrEnum):
     CANCELLED = "Cancelled"
     TIMED_OUT = "TimedOut"
     AGENT_UNREACHABLE = "AgentUnreachable"
+    AGENT_RESTARTED = "AgentRestarted"
     SOURCE_UNREACHABLE = "SourceUnreachable"
     API_UNAVAILABLE = "APIUnavailable"
     INTERNAL = "Internal"

@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Dirs are where things are; tests give their own.
@@ -39,9 +41,13 @@ func Safe(name string) bool { return safeName.MatchString(name) }
 
 // Guard keeps a container's processes alive while no Pod object protects them.
 type Guard struct {
-	Migration    string `json:"migration"`
-	Epoch        int64  `json:"epoch"`
-	DeadlineUnix int64  `json:"deadline_unix"`
+	Migration string `json:"migration"`
+	Epoch     int64  `json:"epoch"`
+	// DeadlineBoot in seconds of CLOCK_BOOTTIME, which nobody sets: a clock that is put
+	// forward must not end a guard.
+	DeadlineBoot int64 `json:"deadline_boot"`
+	// DeadlineUnix is what agents before that wrote.
+	DeadlineUnix int64 `json:"deadline_unix"`
 }
 
 // Container is where one container of a successor is restored from.
@@ -105,7 +111,21 @@ func (d Dirs) Guarded(containerID string) bool {
 		return false
 	}
 	// A guard that cannot be read guards: killing is what cannot be undone.
-	return err != nil || time.Now().Unix() <= guard.DeadlineUnix
+	if err != nil {
+		return true
+	}
+	if guard.DeadlineBoot == 0 {
+		return time.Now().Unix() <= guard.DeadlineUnix
+	}
+	now, err := BootSeconds()
+	return err != nil || now <= guard.DeadlineBoot
+}
+
+// BootSeconds is the time since the machine was booted.
+func BootSeconds() (int64, error) {
+	var now unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
+	return now.Sec, err
 }
 
 // Expected returns what is expected of a pod, nil when it is no successor.

@@ -36,13 +36,20 @@ func put(t *testing.T, path, text string) {
 
 func TestGuarded(t *testing.T) {
 	now := time.Now().Unix()
+	boot, err := BootSeconds()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name, id, text string
 		want           bool
 	}{
 		{"none", "a", "", false},
-		{"in force", "a", fmt.Sprintf(`{"migration":"m","epoch":1,"deadline_unix":%d}`, now+60), true},
-		{"expired", "a", fmt.Sprintf(`{"migration":"m","epoch":1,"deadline_unix":%d}`, now-60), false},
+		{"in force", "a", fmt.Sprintf(`{"migration":"m","epoch":1,"deadline_boot":%d}`, boot+60), true},
+		{"expired", "a", fmt.Sprintf(`{"migration":"m","epoch":1,"deadline_boot":%d}`, boot-60), false},
+		{"the clock does not matter", "a", fmt.Sprintf(`{"deadline_boot":%d,"deadline_unix":1}`, boot+60), true},
+		{"of an older agent, in force", "a", fmt.Sprintf(`{"deadline_unix":%d}`, now+60), true},
+		{"of an older agent, expired", "a", fmt.Sprintf(`{"deadline_unix":%d}`, now-60), false},
 		{"unreadable: killing cannot be undone", "a", "{", true},
 		{"name that leaves the directory", "../guard/a", `{"deadline_unix":9999999999}`, false},
 		{"empty name", "", "", false},

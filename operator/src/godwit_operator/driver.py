@@ -20,6 +20,7 @@ from godwit_api import failpoints
 from godwit_api.errors import GodwitError, Retryable, Unsafe
 from godwit_api.migration import FINALIZER, Failure, PodMigration, Status
 from godwit_api.reasons import Reason
+from godwit_operator.clock import SteadyClock
 from godwit_operator.effects import Effects, Ports
 from godwit_operator.events import Events
 from godwit_operator.inspection import Obstructed
@@ -82,14 +83,14 @@ class Driver:
         namespace: str,
         name: str,
         stop: Stop,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._ports = ports
         self._events = events
         self._namespace = namespace
         self._name = name
         self._stop = stop
-        self._clock = clock
+        self._clock = clock or SteadyClock()
         self._migration: PodMigration | None = None
         self._raw: dict[str, object] = {}
         self._reported = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from godwit_operator.status import Learned, seconds
 from godwit_operator.steps import Step
 from godwit_operator.successor import await_gate, expectation, mark_moved
 
+log = logging.getLogger(__name__)
 Report = Callable[[Learned], Awaitable[None]]
 Answer = tuple[Result, Learned]
 DONE: Answer = (Done(), Learned())
@@ -281,8 +283,25 @@ class Effects:
                 await self._handover.disarm()
                 await self._handover.release_bystanders()
                 await self._handover.forget_manifest()
+                await self._drop_former()
                 self.ports.queue.leave(self.migration.metadata.uid)
         return DONE
+
+    async def _drop_former(self) -> None:
+        """Once more what ``DropTarget`` gave up after its time: an agent that was away then may be
+        there now. Each attempt but the one that has committed; the pods of them are deleted."""
+        status = self.migration.status
+        former = [*status.handover.failed_targets]  # of epochs 1, 2, …
+        if not status.handover.committed and status.target_node:
+            former.append(status.target_node)
+        for epoch, node in enumerate(former, 1):
+            ref = reference(self.migration, epoch=epoch)
+            try:
+                agent = await self.ports.agents.agent(node)
+                await agent.abort_target(pb.AbortTargetRequest(migration=ref))
+            except GodwitError as failure:
+                keys = {"migration": self.migration.key, "node": node, "epoch": epoch}
+                log.warning("target was not cleaned up", extra=keys | {"cause": str(failure)})
 
     # -- back, or on ----------------------------------------------------------------------
     async def _abort(self, step: Step) -> Answer:

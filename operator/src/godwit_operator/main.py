@@ -15,6 +15,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+from weakref import WeakValueDictionary
 
 import kopf
 from kopf._core.engines.peering import Identity
@@ -96,7 +97,7 @@ class Operator:
         self._pool: GrpcAgentPool | None = None
         self._server: Any = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def start(self) -> None:
         """Identity, Enrollment, loops."""
@@ -150,7 +151,7 @@ class Operator:
     ) -> None:
         """Drive one migration; never two drivers of one object at a time."""
         assert self.ports is not None
-        lock = self._locks.setdefault(uid, asyncio.Lock())
+        lock = self._locks.setdefault(uid, asyncio.Lock())  # in there as long as it is used
         async with lock:
             await Driver(self.ports, self.events, namespace, name, stop).run()
 

@@ -55,10 +55,10 @@ def enter(place: Place, node: str) -> None:
             (point / place.cgroup / node / "cgroup.procs").write_text(str(os.getpid()))
 
 
-def remove(place: Place) -> None:
-    """Kill what is left in the testbed's cgroups and remove them, deepest first."""
+def remove(place: Place, node: str = "") -> None:
+    """Kill what is left in a testbed's cgroups, or a node's, and remove them, deepest first."""
     for _, _, point in hierarchies():
-        top = point / place.cgroup
+        top = point / place.cgroup / node
         if not top.is_dir():
             continue
         deadline = time.monotonic() + 20

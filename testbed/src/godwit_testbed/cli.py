@@ -151,6 +151,12 @@ def _service(options: argparse.Namespace) -> int:
     return _exec(node.argv("systemctl", options.command, options.service))
 
 
+def _power(options: argparse.Namespace) -> int:
+    cluster = _cluster(options)
+    (cluster.crash if options.command == "crash" else cluster.boot)(options.node)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="testbed",
@@ -229,6 +235,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("node")
         sub.add_argument("service")
         sub.set_defaults(run=_service)
+    sub = add("crash", "A node loses its power: testbed crash n1")
+    sub.add_argument("node")
+    sub.set_defaults(run=_power)
+    sub = add("boot", "Start a node that has crashed, with the disk that it had: testbed boot n1")
+    sub.add_argument("node")
+    sub.set_defaults(run=_power)
     return parser
 
 

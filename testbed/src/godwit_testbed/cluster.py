@@ -124,6 +124,19 @@ class Cluster:
         self._facts_file.write_text(json.dumps({**facts, "complete": True}))
         shell.say(f"testbed {self.place.name}: all nodes Ready")
 
+    # -- one node -----------------------------------------------------------------------------
+    def crash(self, name: str) -> None:
+        """The node loses its power: all its processes end at once, its memory is gone."""
+        self.node(name).stop()
+
+    def boot(self, name: str) -> None:
+        """Start a node that has crashed: its disk is as it was, all else is new."""
+        node = self.node(name)
+        if node.pid is None:
+            network.attach(self.place, name, [worker.name for worker in self.workers()])
+            cgroups.remove(self.place, name)
+            node.start()
+
     def _start_worker(self, node: Node, version: str, cni: str, authority: pki.Authority) -> None:
         node.prepare(*config.worker(self.place, node.name, authority, version, cni))
         node.start()

@@ -45,45 +45,38 @@ def create(place: Place, workers: list[str]) -> None:
     shell.run("ip", "-n", ext, "link", "set", "br0", "up")
     shell.run("ip", "-n", ext, "addr", "add", f"{place.network}.0.1/24", "dev", "br0")
     for node in ["cp", *workers]:
-        netns = place.netns(node)
-        _namespace(netns)
-        shell.run(
-            "ip",
-            "-n",
-            ext,
-            "link",
-            "add",
-            f"v-{node}",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            netns,
-        )
-        shell.run("ip", "-n", ext, "link", "set", f"v-{node}", "master", "br0", "up")
-        shell.run("ip", "-n", netns, "link", "set", "eth0", "up")
-        address = node_address(place, node)
-        shell.run("ip", "-n", netns, "addr", "add", f"{address}/24", "dev", "eth0")
-        shell.run("ip", "-n", netns, "route", "add", "default", "via", f"{place.network}.0.1")
+        attach(place, node, workers)
     for node in workers:
-        for other in ["ext", "cp", *workers]:
-            if other != node:
-                shell.run(
-                    "ip",
-                    "-n",
-                    place.netns(other),
-                    "route",
-                    "add",
-                    pod_cidr(place, node),
-                    "via",
-                    node_address(place, node),
-                )
+        _route(place, "ext", node)
     # A client outside reaches Services through the first worker's kube-proxy.
     shell.run(
         "ip", "-n", ext, "route", "add", place.service_cidr, "via", node_address(place, workers[0])
     )
+
+
+def attach(place: Place, node: str, workers: list[str]) -> None:
+    """A new namespace for a node, with nothing but its link, its address and its routes."""
+    ext, netns = place.netns("ext"), place.netns(node)
+    if Path(f"/run/netns/{netns}").exists():
+        # its end of the link goes with the namespace only when nobody holds that any more
+        shell.run("ip", "-n", ext, "link", "del", f"v-{node}", check=False)
+        shell.run("ip", "netns", "del", netns)
+    _namespace(netns)
+    words = ["type", "veth", "peer", "name", "eth0", "netns", netns]
+    shell.run("ip", "-n", ext, "link", "add", f"v-{node}", *words)
+    shell.run("ip", "-n", ext, "link", "set", f"v-{node}", "master", "br0", "up")
+    shell.run("ip", "-n", netns, "link", "set", "eth0", "up")
+    shell.run("ip", "-n", netns, "addr", "add", f"{node_address(place, node)}/24", "dev", "eth0")
+    shell.run("ip", "-n", netns, "route", "add", "default", "via", f"{place.network}.0.1")
+    for other in workers:
+        if other != node:
+            _route(place, node, other)
+
+
+def _route(place: Place, here: str, worker: str) -> None:
+    """``here`` reaches the pods of a worker."""
+    to = ["via", node_address(place, worker)]
+    shell.run("ip", "-n", place.netns(here), "route", "add", pod_cidr(place, worker), *to)
 
 
 def _namespace(name: str) -> None:

@@ -212,6 +212,23 @@ class AnyOrder(RuleBasedStateMachine):
     def finish(self, epoch: int) -> None:
         self._try(self.cluster.finish, epoch)
 
+    @rule(epoch=epochs, word=st.sampled_from(["Arm", "Restore", "Run", "AbortRestore"]))
+    def a_word_comes_once_more(self, epoch: int, word: str) -> None:
+        """Of the source to the target: late, or for the second time. ``Run`` and ``AbortRestore``
+        exist only where the source has decided so."""
+        decided = {"Run": "Committed", "AbortRestore": "Thawed"}.get(word)
+        if decided and not self._journalled(epoch, decided):
+            return
+        cluster = self.cluster
+        channel, stub = cluster.b.peer_stub(cluster.a.identity)
+        request = getattr(pb, f"{word}Request")(migration=cluster.ref(epoch))
+        with channel:
+            self._try(getattr(stub, word), request, timeout=CALL_S)
+
+    def _journalled(self, epoch: int, step: str) -> bool:
+        path = self.cluster.a.config.journal_dir / MIGRATION / f"{epoch}.source"
+        return path.exists() and f'"{step}"'.encode() in path.read_bytes()
+
     @rule(effect=st.sampled_from(EFFECTS))
     def break_effect(self, effect: str) -> None:
         self.cluster.world.fail[effect] = OSError(f"{effect} is broken")

@@ -17,7 +17,7 @@ from fakes.cluster import MIGRATION, POD, SUCCESSOR, TIMEOUT, Cluster
 from fakes.cluster import cluster as make_cluster
 from fakes.host import IP
 from godwit_agent.hostops.model import Outgoing, Packet
-from godwit_api.errors import Rejected, Retryable
+from godwit_api.errors import Aborted, Rejected, Retryable
 from godwit_api.identity import node_dns_name
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.pb import agent_pb2_grpc
@@ -425,3 +425,39 @@ def test_addresses_follow_the_list(cluster: Cluster) -> None:
     gone = cluster.a.api.SyncAddresses(pb.SyncAddressesRequest(), timeout=TIMEOUT)
     assert list(gone.released) == [IP]
     assert IP not in cluster.a.fake.routes_here
+
+
+@pytest.mark.parametrize("moment", ["copying", "copied", "expected"])
+def test_a_target_that_was_restarted_says_so(cluster: Cluster, moment: str) -> None:
+    cluster.prepare()
+    if moment != "copying":
+        cluster.copy()
+    if moment == "expected":
+        cluster.hand_over()
+    cluster.b.stop()
+    cluster.b.start()
+    gate = pb.AwaitGateRequest(migration=cluster.ref())
+    goes_on: dict[str, Callable[[], object]] = {
+        "copying": cluster.copy,  # the operator's next try
+        "copied": cluster.hand_over,
+        "expected": lambda: cluster.b.api.AwaitGate(gate, timeout=TIMEOUT),
+    }
+    with pytest.raises(grpc.RpcError) as caught:
+        goes_on[moment]()
+    error = error_of(caught.value)
+    assert error.reason is Reason.AGENT_RESTARTED
+    assert isinstance(error, Aborted)
+    cluster.abort_source(lift_guard=True)
+    cluster.abort_target()
+    assert cluster.b.steps() == ["Aborted"]
+
+
+def test_a_late_word_does_not_open_again_what_is_over(cluster: Cluster) -> None:
+    """AbortRestore that comes once more, after the attempt has been cleaned up."""
+    cluster.ready()
+    cluster.abort_source(lift_guard=True)
+    cluster.abort_target()
+    channel, stub = cluster.b.peer_stub(cluster.a.identity)
+    with channel:
+        stub.AbortRestore(pb.AbortRestoreRequest(migration=cluster.ref()), timeout=TIMEOUT)
+    assert cluster.b.steps() == ["Aborted"]

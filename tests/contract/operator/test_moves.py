@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from contract.operator.world import FakeKubelet, FakePool, World, make_nodes
-from godwit_api.errors import Aborted, Retryable
+from godwit_api.errors import Aborted, Rejected, Retryable
 from godwit_api.reasons import Reason
 from godwit_operator.addresses import Addresses
 from godwit_operator.driver import Driver
@@ -243,6 +243,18 @@ async def test_failing_switch_with_a_selector_takes_the_next_node(scene: Scene) 
     assert status["phase"] == "Succeeded", status
     assert status["epoch"] == 2
     assert scene.world.running_on == status["targetNode"] != pod["spec"]["nodeName"]
+
+
+async def test_a_target_that_could_not_be_dropped_is_cleaned_up_in_the_end(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    target = other(pod)
+    scene.world.fail["switch"] = [Aborted(Reason.RESTORE_FAILED, "bad image")]
+    scene.world.fail["abort_target"] = [Rejected(Reason.INTERNAL, "not now")]
+    result = await scene.migrate("redis-0", target={"nodeName": target})
+    assert result["status"]["phase"] == "Aborted"
+    dropped = [call for call in scene.world.calls if call[1] == "abort_target"]
+    assert dropped == [(target, "abort_target", 1)] * 2
+    await scene.nothing_left(result["metadata"]["uid"])
 
 
 async def test_lost_answer_of_the_switch(scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -46,7 +47,6 @@ def test_a_crash_at_any_byte_leaves_a_prefix_of_the_records(tmp_path: Path) -> N
         records, size = parse(path.read_bytes(), "x")
         assert records[-1].step is Step.ABORTED
         assert size == path.stat().st_size
-        reopened.close()
 
 
 def test_a_garbled_last_line_does_not_count(tmp_path: Path) -> None:
@@ -140,3 +140,28 @@ def test_forgetting_removes_the_files(tmp_path: Path) -> None:
     store.forget(UID)
     assert store.attempts() == []
     assert store.highest_epoch(UID) == 0
+
+
+def test_journals_that_are_over_keep_nothing_open_and_nothing_in_memory(tmp_path: Path) -> None:
+    store = JournalStore(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        uid = f"{number:08x}{UID[8:]}"
+        store.open(key(uid=uid)).append(Step.OPENED)
+        store.open(key(uid=uid)).append(Step.FINISHED)
+    going = store.open(key())
+    going.append(Step.OPENED)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert store.live() == {UID}
+    assert list(store._known.values()) == [going]
+    assert store.open(key()) is going
+    assert store.open(key(uid=f"{3:08x}{UID[8:]}")).last is Step.FINISHED
+
+
+def test_nothing_follows_a_last_line(tmp_path: Path) -> None:
+    journal = JournalStore(tmp_path).open(key(role=Role.TARGET))
+    journal.append(Step.ABORTED)
+    with pytest.raises(Rejected):
+        journal.append(Step.REFUSED)
+    assert JournalStore(tmp_path).live() == frozenset()

@@ -23,7 +23,7 @@ from godwit_agent.transfer import frames, sender
 from godwit_agent.transfer.frames import FrameError
 from godwit_agent.transfer.packing import Unpacker
 from godwit_agent.transfer.receiver import TransferServer
-from godwit_api.errors import GodwitError, Rejected, Retryable
+from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable
 from godwit_api.identity import OPERATOR_DNS_NAME
 from godwit_api.reasons import Reason
 
@@ -272,9 +272,9 @@ def test_a_full_store_is_reported(target: Target) -> None:
     target.store.full = True
     link = target.connect()
     link.pages("app", 1, 4096, bytes(4096))
-    with pytest.raises(Retryable, match="No space left") as caught:
+    with pytest.raises(Aborted, match="No space left") as caught:
         link.sync(5)
-    assert caught.value.reason is Reason.TRANSFER_FAILED
+    assert caught.value.reason is Reason.NOT_ENOUGH_MEMORY
     assert not link.usable
     link.close()
 

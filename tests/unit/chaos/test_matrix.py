@@ -36,19 +36,20 @@ def test_a_process_belongs_to_the_node_of_its_cgroup() -> None:
 
 def test_history_tells_moves_and_two_copies_at_a_time() -> None:
     seen = ["n1", "n1", "", "n2", "n1+n2", "n2"]
-    assert Copies("x", "redis-server", seen).history() == ["n1", "n2", "n1+n2", "n2"]
+    assert Copies("x", "redis-server", seen=seen).history() == ["n1", "n2", "n1+n2", "n2"]
 
 
 def test_an_observer_that_has_not_seen_the_source_run_is_blind() -> None:
-    assert Copies("x", "redis-server", ["n1"] * 20 + ["n2"]).blind("n1") == ""
-    assert Copies("x", "redis-server", []).blind("n1")
-    assert Copies("x", "redis-server", ["n2"] * 20).blind("n1")
-    assert Copies("x", "redis-server", ["n1"] * 20, failure="OSError").blind("n1") == "OSError"
+    assert Copies("x", "redis-server", seen=["n1"] * 20 + ["n2"]).blind("n1") == ""
+    assert Copies("x", "redis-server", seen=[]).blind("n1")
+    assert Copies("x", "redis-server", seen=["n2"] * 20).blind("n1")
+    assert Copies("x", "redis-server", seen=["n1"] * 20, failure="OSError").blind("n1") == "OSError"
 
 
 def result(**changes: Any) -> dict[str, Any]:
     good = {
-        "reached": True, "phase": "Succeeded", "ran_on": ["n1", "n2"], "connection": True,
+        "reached": True, "struck": True, "reason": "Succeeded", "phase": "Succeeded",
+        "ran_on": ["n1", "n2"], "connection": True,
         "client_error": None, "observer": "", "node_after": "n2", "debris": [], "next": "Succeeded",
     }  # fmt: skip
     return good | changes
@@ -59,6 +60,8 @@ def result(**changes: Any) -> dict[str, Any]:
     [
         {"reached": False},
         {"phase": "Stalled"},
+        {"struck": False},
+        {"phase": "Aborted", "reason": "Internal", "node_after": "n1"},
         {"observer": "never saw it run on n1"},
         {"ran_on": ["n1", "n1+n2", "n2"]},
         {"connection": False},

@@ -136,7 +136,7 @@ class Checkpointer:
                 thawed = True
             else:
                 session.processes.release_dump()
-            freeze_us = (time.time_ns() - begin) // 1000
+            freeze_us = (time.monotonic_ns() - begin) // 1000
             if thawed:
                 self._journal_thaw(session, freeze_us)
                 self._guards.lift(session.processes, back=True)
@@ -177,7 +177,7 @@ class Checkpointer:
         session.journal.append(Step.GUARDED)
 
     def _freeze(self, session: SourceSession, spool: Spool, watch: Stopwatch) -> int:
-        """Begin of the freeze, Unix ns; everything is in the spool when it returns."""
+        """Begin of the freeze (``monotonic_ns``); everything is in the spool when it returns."""
         source = session.processes
         with (
             ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as workers,
@@ -186,7 +186,7 @@ class Checkpointer:
             workers.submit(int).result()  # its thread exists before the freeze
             source.hold_handshakes()
             time.sleep(HANDSHAKE_HOLD_S)
-            begin = time.time_ns()
+            begin = time.monotonic_ns()
             with watch.part("freeze"):
                 source.freeze()
                 source.close_door()

@@ -66,4 +66,4 @@ class Guards:
             log.error("guards were not renewed", error=error)
 
     def _deadline(self) -> int:
-        return int(time.time()) + self._seconds
+        return int(time.clock_gettime(time.CLOCK_BOOTTIME)) + self._seconds

@@ -12,6 +12,7 @@ when the file is opened to be written.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,9 +23,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from godwit_api import failpoints
-from godwit_api.errors import Unsafe
+from godwit_api.errors import Rejected, Unsafe
 from godwit_api.reasons import Reason
 
 _FILE = re.compile(r"(?P<epoch>[1-9][0-9]{0,18})\.(?P<role>source|target)\Z")
@@ -88,18 +90,20 @@ class Record:
 
 
 class Journal:
-    """One file, open for appending. Thread-safe."""
+    """One file. Thread-safe. It is open only while a line is written: journals are kept for days,
+    descriptors are not."""
 
     def __init__(self, key: Key, path: Path) -> None:
         self.key = key
+        self._path = path
         self._lock = threading.Lock()
         created = not path.exists()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        content = path.read_bytes()
-        self._records, self._size = parse(content, str(key))
-        if self._size != len(content):
-            os.ftruncate(self._fd, self._size)
-            os.fsync(self._fd)
+        with self._opened(os.O_CREAT) as fd:
+            content = path.read_bytes()
+            self._records, self._size = parse(content, str(key))
+            if self._size != len(content):
+                os.ftruncate(fd, self._size)
+                os.fsync(fd)
         if created:
             fsync_directory(path.parent)
 
@@ -108,29 +112,43 @@ class Journal:
 
         When the write fails the line is taken back, and the ``OSError`` says
         that it does not count. When not even that works nobody can know what a
-        later reader will find: ``Unsafe``.
+        later reader will find: ``Unsafe``. Nothing comes after a last line:
+        ``Rejected(WrongStep)``.
         """
         record = Record(step, time.time(), dict(data or {}))
         line = _encode(record)
         failpoints.reach(f"{self.key.role}.{step}.before")
-        with self._lock:
+        with self._lock, self._opened() as fd:
+            if self._records and self._records[-1].step in TERMINAL:
+                raise Rejected(
+                    Reason.WRONG_STEP, f"this attempt is over ({self._records[-1].step})"
+                )
             try:
-                written = os.pwrite(self._fd, line, self._size)
+                written = os.pwrite(fd, line, self._size)
                 if written != len(line):
                     raise OSError(f"journal {self.key}: short write")
-                os.fsync(self._fd)
+                os.fsync(fd)
             except OSError as error:
-                self._take_back(error)
+                self._take_back(fd, error)
                 raise
             self._size += len(line)
             self._records.append(record)
         failpoints.reach(f"{self.key.role}.{step}.after", can_fail=False)
         return record
 
-    def _take_back(self, cause: OSError) -> None:
+    @contextlib.contextmanager
+    def _opened(self, more: int = 0) -> Iterator[int]:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | more
+        fd = os.open(self._path, flags, 0o600)
         try:
-            os.ftruncate(self._fd, self._size)
-            os.fsync(self._fd)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _take_back(self, fd: int, cause: OSError) -> None:
+        try:
+            os.ftruncate(fd, self._size)
+            os.fsync(fd)
         except OSError as error:
             message = f"journal {self.key}: {cause}, and the line cannot be taken back: {error}"
             raise Unsafe(Reason.INTERNAL, message) from error
@@ -159,16 +177,18 @@ class Journal:
         """Nothing is left to do; also when not even the first line was written."""
         return self.last is None or self.last in TERMINAL
 
-    def close(self) -> None:
-        os.close(self._fd)
-
 
 class JournalStore:
-    """All journals of this node, below one directory (0700)."""
+    """All journals of this node, below one directory (0700).
+
+    Of those that are over only the key stays in memory. Whoever holds one shares it with all.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._open: dict[Key, Journal] = {}
+        self._known: WeakValueDictionary[Key, Journal] = WeakValueDictionary()
+        self._going: dict[Key, Journal] = {}
+        self._over: set[Key] = set()
         self._lock = threading.Lock()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)
@@ -176,17 +196,22 @@ class JournalStore:
     def open(self, key: Key) -> Journal:
         """The journal of ``key``, made when there is none."""
         with self._lock:
-            if key not in self._open:
+            journal = self._known.get(key)
+            if journal is None:
                 directory = self._root / key.uid
                 if not directory.exists():
                     directory.mkdir(mode=0o700)
                     fsync_directory(self._root)
-                self._open[key] = Journal(key, directory / f"{key.epoch}.{key.role}")
-            return self._open[key]
+                journal = self._known[key] = Journal(key, directory / f"{key.epoch}.{key.role}")
+            self._going[key] = journal
+            for other in [one for one in self._going.values() if one.last in TERMINAL]:
+                del self._going[other.key]
+                self._over.add(other.key)
+            return journal
 
     def get(self, key: Key) -> Journal | None:
         """The journal of ``key`` when there is one."""
-        exists = key in self._open or (self._root / key.uid / f"{key.epoch}.{key.role}").exists()
+        exists = (self._root / key.uid / f"{key.epoch}.{key.role}").exists()
         return self.open(key) if exists else None
 
     def attempts(self, uid: str | None = None) -> list[Key]:
@@ -208,16 +233,23 @@ class JournalStore:
 
     def live(self) -> frozenset[str]:
         """UIDs of migrations that are not known to be over on this node."""
-        over = {journal.key for journal in self.readable() if journal.terminal}
-        return frozenset(key.uid for key in self.attempts() if key not in over)
+        return frozenset(key.uid for key in self.attempts() if not self._is_over(key))
+
+    def _is_over(self, key: Key) -> bool:
+        if key in self._over:
+            return True
+        try:
+            return self.open(key).terminal
+        except Unsafe:
+            return False
 
     def forget(self, uid: str) -> None:
         """Removes everything about a migration whose journals are all terminal."""
         with self._lock:
             for key in self.attempts(uid):
-                journal = self._open.pop(key, None)
-                if journal:
-                    journal.close()
+                self._known.pop(key, None)
+                self._going.pop(key, None)
+                self._over.discard(key)
                 (self._root / uid / f"{key.epoch}.{key.role}").unlink()
             (self._root / uid).rmdir()
 

@@ -106,10 +106,10 @@ class Leaving:
 
     # guard
 
-    def guard(self, migration_epoch: int, deadline_unix: int) -> None:
+    def guard(self, migration_epoch: int, deadline: int) -> None:
         """Kills are swallowed from now on, and the processes leave the kubelet's cgroups."""
         ids = (*self._ids, self.state.sandbox.id)
-        self._host.hooks.guard(ids, self._uid, migration_epoch, deadline_unix)
+        self._host.hooks.guard(ids, self._uid, migration_epoch, deadline)
         for member in self._members():
             self._host.cgroups.guard(member)
 

@@ -51,7 +51,7 @@ def _recover_source(source: Source, journals: JournalStore, key: Key) -> None:
         source.go_on(session)
     else:
         log.warning("found a switch without a decision; rolling back", journal=key)
-        why = Aborted(Reason.INTERNAL, "the source agent was restarted during the switch")
+        why = Aborted(Reason.AGENT_RESTARTED, "the source's agent was restarted in the switch")
         source.roll_back(session, why)
 
 

@@ -89,7 +89,8 @@ class Freeze:
     target: PeerNode
     workers: ThreadPoolExecutor
     watch: Stopwatch = field(default_factory=Stopwatch)
-    frozen_at_ns: int = 0
+    frozen_at_ns: int = 0  # Unix time, for what both nodes see; durations are by `begun`
+    begun: float = 0.0
     waited_us: int = 0  # from the freeze to the target's answer
     committed: bool = False
 
@@ -102,7 +103,7 @@ class Freeze:
             source.hold_handshakes()
             time.sleep(HANDSHAKE_HOLD_S)
 
-        self.frozen_at_ns = time.time_ns()
+        self.frozen_at_ns, self.begun = time.time_ns(), time.monotonic()
         with part("freeze"):
             source.freeze()
         with part("close_door"):
@@ -138,7 +139,7 @@ class Freeze:
             self._send_packets()
         with self.watch.part("run"):
             ran = self.peer.run(self.migration, RUN_TIMEOUT_S)
-        self.waited_us = (time.time_ns() - self.frozen_at_ns) // 1000
+        self.waited_us = self.lasted_us()
         return ran
 
     def _send_changes(self) -> None:
@@ -147,6 +148,10 @@ class Freeze:
         self.watch.parts_us.update({f"changes_{k}": v for k, v in stats.parts_us.items()})
         with self.watch.part("connections"):
             self.source.renew_connections()
+
+    def lasted_us(self) -> int:
+        """Since the freeze; 0 before it."""
+        return int((time.monotonic() - self.begun) * 1e6) if self.begun else 0
 
     def _commit(self) -> None:
         self.journal.append(Step.COMMITTED, {"frozen_at_ns": self.frozen_at_ns})

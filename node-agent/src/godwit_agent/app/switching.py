@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
@@ -85,8 +84,8 @@ class Switcher:
                 raise decision from error
             if not isinstance(error, GodwitError):
                 log.exception("switch failed", **self._keys)
-            frozen_at, sent = freeze.frozen_at_ns, freeze.outlet.bytes_sent
-            return self.roll_back(decision, frozen_at, sent, freeze.watch.parts_us)
+            sent, parts = freeze.outlet.bytes_sent, freeze.watch.parts_us
+            return self.roll_back(decision, freeze.lasted_us, sent, parts)
         self._session.parts_us = freeze.watch.parts_us
         try:
             ran = freeze.after_commit()
@@ -104,7 +103,7 @@ class Switcher:
     def roll_back(
         self,
         why: GodwitError,
-        frozen_at_ns: int = 0,
+        lasted_us: Callable[[], int] = int,
         sent: int = 0,
         parts_us: Mapping[str, int] = MappingProxyType({}),
     ) -> Outcome:
@@ -116,7 +115,7 @@ class Switcher:
             committed=False,
             reason=why.reason,
             message=why.message,
-            freeze_us=(time.time_ns() - frozen_at_ns) // 1000 if frozen_at_ns else 0,
+            freeze_us=lasted_us(),
             transferred_bytes=sent,
             timings_us=parts_us,
         )

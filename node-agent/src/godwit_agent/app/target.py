@@ -17,20 +17,21 @@ from godwit_agent.app import fitness
 from godwit_agent.app.arriving import Arriving, StoreSink
 from godwit_agent.app.asking import Asking, require_not_committed
 from godwit_agent.app.epochs import known, refuse_stale
-from godwit_agent.app.journal import JournalStore, Key, Role, Step
+from godwit_agent.app.journal import Journal, JournalStore, Key, Role, Step
 from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory, Ran, Restored
 from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import NodeFacts, Obstacle, Outgoing, Plan
 from godwit_agent.hostops.ports import Host
-from godwit_api.errors import Aborted, Rejected, Retryable, Unsafe
+from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _SILENCE_S = 5.0
 _GATE_STEP_S = 1.0
 _RUNS = (Step.FENCED, Step.RESUMED)
 """Behind either the copy runs, or is about to and nothing else may become of it."""
+_OVER = (*_RUNS, Step.REFUSED, Step.ABORTED, Step.FINISHED)
 
 
 class Target:
@@ -70,7 +71,7 @@ class Target:
             key = Key(migration.uid, migration.epoch, Role.TARGET)
             former = self._journals.get(key)
             if former and former.records:
-                raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({former.last})")
+                raise _why_over(former)
             arriving = Arriving(self._host, migration.uid, migration.epoch, pod.ip)
             arriving.create_store(containers, memory_bytes)
             journal = self._journals.open(key)
@@ -93,8 +94,7 @@ class Target:
         session.require_source(node)
         if containers != session.containers:
             raise Rejected(Reason.MALFORMED, "the source names other containers")
-        if session.journal.find(*_RUNS, Step.REFUSED, Step.ABORTED, Step.FINISHED):
-            raise Rejected(Reason.WRONG_STEP, "this attempt is over")
+        _require_open(session)
         return session.pod.sink(session.packet)
 
     def expect(self, migration: Migration, successor: Pod, plan: Plan) -> None:
@@ -216,7 +216,8 @@ class Target:
         elif session.journal.last is Step.ARMED:
             self._start_asking(session, 0.0)
         elif not session.journal.terminal:
-            self._refuse(session)  # what was in the store is of no use without the process
+            # what was in the store is of no use without the process that knew what is missing
+            self._refuse(session, Reason.AGENT_RESTARTED)
 
     def _require_copy(self, session: TargetSession) -> None:
         over = session.journal.find(Step.REFUSED, Step.ABORTED, Step.FINISHED)
@@ -262,15 +263,17 @@ class Target:
         except (OSError, Retryable) as error:
             log.warning("held packets were not replayed", **_keys(session), error=error)
 
-    def _refuse(self, session: TargetSession) -> None:
+    def _refuse(self, session: TargetSession, why: Reason = Reason.WRONG_STEP) -> None:
         with session.busy("AbortRestore", time.monotonic() + 20):
             if session.journal.find(*_RUNS):
                 raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
+            if session.journal.terminal:
+                return  # a late word: there is nothing any more
             session.pod.refuse()
             session.stopped = 0
             if not session.journal.has(Step.REFUSED):
-                session.journal.append(Step.REFUSED)
-                log.info("copy refused", **_keys(session))
+                session.journal.append(Step.REFUSED, {"reason": why})
+                log.info("copy refused", **_keys(session), reason=why)
 
     def _end(self, migration: Migration, step: Step) -> None:
         journal = self._journals.get(Key(migration.uid, migration.epoch, Role.TARGET))
@@ -327,9 +330,17 @@ class Target:
 
 
 def _require_open(session: TargetSession) -> None:
-    last = session.journal.find(*_RUNS, Step.REFUSED, Step.ABORTED, Step.FINISHED)
-    if last is not None:
-        raise Rejected(Reason.WRONG_STEP, f"this attempt is over ({last.step})")
+    if session.journal.find(*_OVER):
+        raise _why_over(session.journal)
+
+
+def _why_over(journal: Journal) -> GodwitError:
+    """For a call that comes too late: what has ended the attempt, not only that it has ended."""
+    refused = journal.find(Step.REFUSED)
+    if refused and refused.data.get("reason") == Reason.AGENT_RESTARTED:
+        message = "the target's agent was restarted, and what it had received so far is lost"
+        return Aborted(Reason.AGENT_RESTARTED, message)
+    return Rejected(Reason.WRONG_STEP, f"this attempt is over ({journal.last})")
 
 
 def _keys(session: TargetSession) -> dict[str, object]:

@@ -21,6 +21,8 @@ LOG = "log"  # name of the tree that has the container's log, `0.log`
 CHUNK = 256 * 1024
 OPAQUE = "trusted.overlay.opaque"  # kernel Documentation/filesystems/overlayfs.rst
 _MAX_PATH = 4096
+_MAX_NUMBER = (1 << 63) - 1  # off_t, and a time in ns
+_MAX_OWNER = (1 << 32) - 2  # the last one means "leave it"
 
 
 class Kind(StrEnum):
@@ -69,7 +71,14 @@ def decode(header: bytes) -> Record:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Rejected(Reason.MALFORMED, f"file record: {error}") from error
     check_path(record.path)
-    if record.size < 0 or record.number < 0 or not 0 <= record.mode < 0o200000:
+    numbers = (record.size, record.number, abs(record.mtime_ns), record.size + record.number)
+    owners = (record.uid, record.gid)
+    if (
+        min(record.size, record.number, *owners) < 0
+        or max(numbers) > _MAX_NUMBER
+        or max(owners) > _MAX_OWNER
+        or not 0 <= record.mode < 0o200000
+    ):
         raise Rejected(Reason.MALFORMED, "file record: numbers out of range")
     return record
 
@@ -89,8 +98,11 @@ def pack_attributes(values: dict[str, bytes]) -> bytes:
 
 def unpack_attributes(body: bytes) -> dict[str, bytes]:
     try:
-        return _attributes.decode(body) if body else {}
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        found = _attributes.decode(body) if body else {}
+        if any(not name or "\0" in name for name in found):
+            raise ValueError("a name that is none")
+        return found
+    except (msgspec.MsgspecError, ValueError) as error:
         raise Rejected(Reason.MALFORMED, f"extended attributes: {error}") from error
 
 

@@ -7,6 +7,7 @@ name by name, and no link is followed.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 import threading
@@ -71,8 +72,10 @@ class TreeWriter:
                 fd = self._open_file(record.path, directory, name)
                 _punch(fd, record.number, record.size)
             case Kind.SYMLINK:
+                if b"\0" in (target := bytes(body)):
+                    raise Rejected(Reason.MALFORMED, "file record: a link to no path")
                 _remove(directory, name)
-                os.symlink(bytes(body), name, dir_fd=directory)
+                os.symlink(target, name, dir_fd=directory)
                 os.chown(name, record.uid, record.gid, dir_fd=directory, follow_symlinks=False)
                 self._times(record, directory, name)
             case Kind.HARDLINK:
@@ -256,7 +259,12 @@ def _remove(directory: int, name: bytes) -> None:
 
 
 def _punch(fd: int, offset: int, length: int) -> None:
-    if _libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
-        zeros = bytes(min(length, CHUNK))
-        for at in range(offset, offset + length, CHUNK):
-            os.pwrite(fd, zeros[: min(CHUNK, offset + length - at)], at)
+    if not length or not _libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
+        return
+    number = ctypes.get_errno()
+    if number != errno.EOPNOTSUPP:
+        raise OSError(number, os.strerror(number))
+    end = min(offset + length, os.fstat(fd).st_size)
+    zeros = bytes(CHUNK)
+    for at in range(offset, end, CHUNK):
+        os.pwrite(fd, zeros[: min(CHUNK, end - at)], at)

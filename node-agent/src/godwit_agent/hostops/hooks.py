@@ -88,7 +88,7 @@ class HookFiles:
         for container_id in container_ids:
             write_json(
                 self._base / "guard" / self._safe(container_id),
-                {"migration": migration, "epoch": epoch, "deadline_unix": deadline},
+                {"migration": migration, "epoch": epoch, "deadline_boot": deadline},
             )
 
     def unguard(self, container_ids: Iterable[str]) -> None:
@@ -106,7 +106,7 @@ class HookFiles:
                         container_id=path.name,
                         migration=str(value["migration"]),
                         epoch=int(value["epoch"]),
-                        deadline_unix=int(value["deadline_unix"]),
+                        deadline_boot=int(value.get("deadline_boot", 0)),
                     )
                 )
         return tuple(found)

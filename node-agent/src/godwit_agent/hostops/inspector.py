@@ -207,7 +207,7 @@ def _fault(item: sockets.Socket) -> str | None:
 
 
 def _anonymous_bytes(pid: int) -> int:
-    for line in procs.read(pid, "smaps_rollup").splitlines():
+    for line in procs.lines(pid, "smaps_rollup"):
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     return 0

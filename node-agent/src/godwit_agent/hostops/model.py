@@ -216,12 +216,12 @@ class StoreTotals:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """One guard file: ``deadline_unix`` in seconds."""
+    """One guard file: ``deadline_boot`` in seconds of CLOCK_BOOTTIME, which nobody sets."""
 
     container_id: str
     migration: str
     epoch: int
-    deadline_unix: int
+    deadline_boot: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from godwit_agent.hostops import procs
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.links import find_link
 from godwit_agent.hostops.model import Container, HostPath, Link, Mount, PodState, Sandbox
@@ -141,9 +142,8 @@ class HostPods:
 
     def _upper_dirs(self) -> dict[str, str]:
         """Mount point to upper directory of all overlays of the host."""
-        text = Path(f"/proc/{self._layout.host_pid}/mountinfo").read_text()
         found = {}
-        for line in text.splitlines():
+        for line in procs.lines(self._layout.host_pid, "mountinfo"):
             left, _, right = line.partition(" - ")
             if right.startswith("overlay ") and (match := _UPPER.search(right.split()[2])):
                 found[_unescape(left.split()[4])] = _unescape(match[1])

@@ -280,7 +280,7 @@ class Hooks(Protocol):
     def guard(
         self, container_ids: Iterable[str], migration: str, epoch: int, deadline: int
     ) -> None:
-        """Writes or renews, fsynced; ``deadline`` in Unix seconds."""
+        """Writes or renews, fsynced; ``deadline`` in seconds of CLOCK_BOOTTIME."""
 
     def unguard(self, container_ids: Iterable[str]) -> None: ...
     def guards(self) -> tuple[Guard, ...]: ...

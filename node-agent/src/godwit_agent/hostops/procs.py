@@ -37,15 +37,22 @@ class Mapping:
 
 def read(pid: int, name: str) -> str:
     try:
-        return (_PROC / str(pid) / name).read_text(errors="replace")
+        # no text mode: it would take a "\r" in a name for the end of a line
+        return (_PROC / str(pid) / name).read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def lines(pid: int, name: str) -> list[str]:
+    """What the kernel calls a line: it escapes "\n" in names, and nothing else that
+    ``str.splitlines`` splits at."""
+    return [line for line in read(pid, name).split("\n") if line]
 
 
 def status(pid: int, task: int | None = None) -> dict[str, str]:
     """Fields of ``status``; empty when the process has gone."""
     name = "status" if task is None else f"task/{task}/status"
-    pairs = (line.partition(":") for line in read(pid, name).splitlines())
+    pairs = (line.partition(":") for line in lines(pid, name))
     return {key: value.strip() for key, _, value in pairs}
 
 
@@ -142,7 +149,7 @@ def stat(pid: int, number: int) -> os.stat_result | None:
 def message_queues(pid: int) -> set[int]:
     """Device numbers of the mqueue file systems that the process sees."""
     found = set()
-    for line in read(pid, "mountinfo").splitlines():
+    for line in lines(pid, "mountinfo"):
         if " - mqueue " in line:
             major, _, minor = line.split()[2].partition(":")
             found.add(os.makedev(int(major), int(minor)))
@@ -163,14 +170,14 @@ def terminals_made(pid: int) -> Iterator[int]:
     """Indexes of the pseudo-terminals whose master side the process has open."""
     for number, target in descriptors(pid):
         if target.endswith("/ptmx"):
-            for line in read(pid, f"fdinfo/{number}").splitlines():
+            for line in lines(pid, f"fdinfo/{number}"):
                 if line.startswith("tty-index:"):
                     yield int(line.split()[1])
 
 
 def mappings(pid: int) -> Iterator[Mapping]:
-    for line in read(pid, "maps").splitlines():
-        parts = line.split(None, 5)
+    for line in lines(pid, "maps"):
+        parts = line.split(maxsplit=5)
         start, end = (int(number, 16) for number in parts[0].split("-"))
         name = parts[5] if len(parts) > 5 else ""
         yield Mapping(start, end, parts[1], int(parts[4]), name)
@@ -182,7 +189,7 @@ def locked(pid: int) -> list[tuple[int, int]]:
         return []
     found: list[tuple[int, int]] = []
     area = (0, 0)
-    for line in read(pid, "smaps").splitlines():
+    for line in lines(pid, "smaps"):
         head = _AREA.match(line)
         if head:
             area = int(head[1], 16), int(head[2], 16)

@@ -274,8 +274,8 @@ class HostStores:
 
 
 def mount_points(layout: Layout) -> list[str]:
-    text = Path(f"/proc/{layout.host_pid}/mountinfo").read_text()
-    return [line.split()[4] for line in text.splitlines()]
+    text = Path(f"/proc/{layout.host_pid}/mountinfo").read_bytes().decode(errors="replace")
+    return [line.split(" ")[4] for line in text.split("\n") if line]
 
 
 def remove_tree(layout: Layout, within: str, path: Path) -> None:

@@ -45,9 +45,9 @@ def of_pod(pod: PodState) -> Iterator[Found]:
 def mounts(container: Container) -> Iterator[Found]:
     """Mounts that the container has made itself (mountinfo: proc_pid_mountinfo(5))."""
     known = {"/", *(mount.destination.rstrip("/") for mount in container.mounts)}
-    for line in procs.read(container.init_pid, "mountinfo").splitlines():
+    for line in procs.lines(container.init_pid, "mountinfo"):
         left, _, right = line.partition(" - ")
-        point, kind = left.split()[4], right.split()[0]
+        point, kind = left.split(" ")[4], right.split(" ")[0]
         if point in known or kind in _CRIU_DUMPS:
             continue
         if not any(point == top or point.startswith(f"{top}/") for top in _RUNTIME_OWN):

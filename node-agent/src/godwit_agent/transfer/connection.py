@@ -9,12 +9,23 @@ import threading
 from godwit_agent.transfer import frames
 from godwit_agent.transfer.frames import Ack, Failure, FrameError, Hello
 from godwit_agent.transfer.wire import Buffer, FrameReader, FrameWriter, tune
-from godwit_api.errors import GodwitError, Retryable
+from godwit_api.errors import Aborted, GodwitError, Retryable
 from godwit_api.identity import node_dns_name
 from godwit_api.reasons import Reason
 
 CONNECT_TIMEOUT_S = 10.0
 TIMEOUT_S = 60.0
+_FINAL = frozenset(
+    {
+        Reason.AGENT_RESTARTED,
+        Reason.WRONG_STEP,
+        Reason.STALE_EPOCH,
+        Reason.UNKNOWN_MIGRATION,
+        Reason.WRONG_PEER,
+        Reason.NOT_ENOUGH_MEMORY,
+    }
+)
+"""What the target says the same about, however often it is asked."""
 
 
 class Connection:
@@ -108,8 +119,10 @@ class Connection:
 
     def _told(self, failure: Failure, body: memoryview) -> GodwitError:
         self._broken = True
-        text = bytes(body).decode(errors="replace")
-        return Retryable(failure.reason, f"target: {text}")
+        text = f"target: {bytes(body).decode(errors='replace')}"
+        if failure.reason in _FINAL:
+            return Aborted(failure.reason, text)
+        return Retryable(failure.reason, text)
 
 
 def dial(node: str, address: str, port: int, context: ssl.SSLContext) -> Connection:

@@ -26,6 +26,7 @@ PAGE = 4096
 MAX_HEAD = 8 * 1024
 MAX_BODY = 4 * 1024 * 1024
 MAX_PACKET = 128 * 1024
+MAX_IMAGE = 1 << 40
 MAX_TEXT = 2048
 MAX_CONTAINERS = 64
 MAX_STREAMS = 16
@@ -289,6 +290,8 @@ def _decode_head(prefix: Prefix, raw: bytes) -> Head:
                 raise FrameError("image name has a wrong form")
             if offset + prefix.body_length > total:
                 raise FrameError(f"image {name} is longer than it says")
+            if total > MAX_IMAGE:
+                raise FrameError(f"image {name} of {total} bytes is too large")
             return Image(container, offset, total, name)
         case Kind.FILE:
             return File(_FILE.unpack_from(raw)[0], raw[_FILE.size :])

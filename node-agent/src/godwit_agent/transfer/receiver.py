@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 import threading
@@ -131,10 +132,15 @@ def receive(sock: socket.socket, node: str, admit: Admit) -> None:
     except OSError as error:
         if isinstance(error, ConnectionError | ssl.SSLError | TimeoutError):
             raise
-        _tell(writer, Rejected(Reason.TRANSFER_FAILED, f"the store cannot be written: {error}"))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = Reason.NOT_ENOUGH_MEMORY if full else Reason.TRANSFER_FAILED
+        _tell(writer, Rejected(reason, f"the store cannot be written: {error}"))
         raise
     except GodwitError as error:
         _tell(writer, error)
+        raise
+    except Exception as error:
+        _tell(writer, Rejected(Reason.INTERNAL, f"{type(error).__name__}: {error}"))
         raise
 
 
