@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from godwit_agent.hostops import filerecords
+from godwit_agent.hostops import filerecords, hotpages
 from godwit_agent.hostops.filerecords import Kind
 from godwit_agent.hostops.filetarget import TargetFiles
 from godwit_agent.hostops.gate import Gate
@@ -174,9 +174,16 @@ class HostTargetStore:
             if layout.exists():
                 raise FileNotFoundError(path.name)
             return 0  # a zombie has no memory
-        _, entries = pagemap.decode(path.read_bytes())
+        number, entries = pagemap.decode(path.read_bytes())
         part.link(vpid)
-        return part.pages.complete(vpid, entries, layout.read_bytes())
+        most = hotpages.room(part.images, number)
+        size, hot = part.pages.complete(vpid, entries, layout.read_bytes(), most)
+        if hot:
+            hotpages.bring(
+                part.images, vpid, number, entries, hot,
+                lambda start, length: part.pages.read(vpid, start, length),
+            )  # fmt: skip
+        return size
 
     @staticmethod
     def _follow(part: _Part, processes: bytes) -> None:
