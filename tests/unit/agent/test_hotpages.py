@@ -54,9 +54,10 @@ def test_a_pages_file_of_another_length_ends_the_restore(tmp_path: Path) -> None
     assert pagemap.decode((tmp_path / "pagemap-7.img").read_bytes()) == (3, ENTRIES)
 
 
-def test_a_large_pages_file_is_left_alone(tmp_path: Path) -> None:
+def test_a_large_pages_file_and_the_many_are_left_alone(tmp_path: Path) -> None:
     images(tmp_path, page(b"a"))
-    assert hotpages.room(tmp_path, 3) > 0
+    assert hotpages.room(tmp_path, 3, 0) > 0
+    assert hotpages.room(tmp_path, 3, 100) == 0
     with (tmp_path / "pages-3.img").open("r+b") as file:
         file.truncate(64 << 20)
-    assert hotpages.room(tmp_path, 3) == 0
+    assert hotpages.room(tmp_path, 3, 0) == 0

@@ -20,12 +20,16 @@ from godwit_api.reasons import Reason
 _OURS = 1 << 30
 # Each costs the freeze a few microseconds. Later it costs the process ten times that.
 _MOST_PAGES = 1024
+# What a process costs whatever it has: 2 ms.
+_MOST_PROCESSES = 8
 _MOST_BYTES = 8 << 20
 
 
-def room(images: Path, number: int) -> int:
-    """How many pages may be brought: none beside a large pages file, which would be copied."""
-    return _MOST_PAGES if _old(images, number).stat().st_size <= _MOST_BYTES else 0
+def room(images: Path, number: int, before: int) -> int:
+    """How many pages may be brought, to a process that comes after ``before`` others: none
+    beside a large pages file, which would be copied."""
+    small = _old(images, number).stat().st_size <= _MOST_BYTES
+    return _MOST_PAGES if small and before < _MOST_PROCESSES else 0
 
 
 def bring(
@@ -45,8 +49,8 @@ def bring(
         message = f"process {vpid}: {len(old)} bytes of pages where {held} are listed"
         raise Aborted(Reason.VERIFY_FAILED, message)
     mended = pagemap.present(entries, hot)
-    with (images / f"pages-{_OURS + vpid}.img").open("wb") as file:
-        file.writelines(_pages(entries, mended, memoryview(old), read))
+    pages = b"".join(_pages(entries, mended, memoryview(old), read))
+    (images / f"pages-{_OURS + vpid}.img").write_bytes(pages)
     whole = images / f"pagemap-{vpid}.new"
     whole.write_bytes(pagemap.encode(_OURS + vpid, mended))
     whole.rename(images / f"pagemap-{vpid}.img")

@@ -142,9 +142,9 @@ class HostTargetStore:
         for part in self._parts.values():
             try:
                 processes = (part.images / "pstree.img").read_bytes()
-                for process in tree.decode(processes):
+                for number, process in enumerate(tree.decode(processes)):
                     count += 1
-                    memory += self._complete(part, process.pid)
+                    memory += self._complete(part, process.pid, number)
                 self._follow(part, processes)
             except (FileNotFoundError, ImageError) as error:
                 message = f"container {part.slot.container}: {error}"
@@ -168,7 +168,7 @@ class HostTargetStore:
         )
 
     @staticmethod
-    def _complete(part: _Part, vpid: int) -> int:
+    def _complete(part: _Part, vpid: int, before: int) -> int:
         path, layout = part.images / f"pagemap-{vpid}.img", part.images / f"mm-{vpid}.img"
         if not path.exists():
             if layout.exists():
@@ -176,7 +176,7 @@ class HostTargetStore:
             return 0  # a zombie has no memory
         number, entries = pagemap.decode(path.read_bytes())
         part.link(vpid)
-        most = hotpages.room(part.images, number)
+        most = hotpages.room(part.images, number, before)
         size, hot = part.pages.complete(vpid, entries, layout.read_bytes(), most)
         if hot:
             hotpages.bring(
