@@ -3,7 +3,7 @@
  * (scripts/bundle-criu); the first two without effect unless GODWIT_DIRTY_ONLY or
  * GODWIT_INIT_PID is set.
  *
- * GODWIT_DIRTY_ONLY, for a dump: two questions, answered faster.
+ * GODWIT_DIRTY_ONLY, for a dump: two questions, answered faster, and a copy of nothing left out.
  *
  * Which pages are there? (PAGEMAP_SCAN, criu/pagemap-cache.c) The agent tracks writes with
  * userfaultfd and has sent all that is clean to the target long before. With one more category
@@ -14,6 +14,11 @@
  * Which connections does the firewall track? (criu/net.c, dump_nf_ct) Twice a walk of the whole
  * machine's table, 10 ms each, also for a namespace that has none of them. When its own count is
  * zero the question becomes one whose answer is empty.
+ *
+ * The table of pages to take (criu/mem.c, __parasite_dump_pages_seized) has 16 bytes for every page
+ * that there could be, 20 MB for 4 GiB, and all of it is copied into memory that the process
+ * shares: 5000 page faults on each side, half of what a dump costs there. Hardly any of it was
+ * ever written. Of a large copy the pages that are there are copied.
  *
  * GODWIT_INIT_PID, for a restore: the number that the container's first process gets on the node.
  * The runtime was told it long before there was a process (hooks/internal/gate). CRIU names the
@@ -52,6 +57,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -82,6 +88,53 @@ static int wanted(void)
 	if (answer < 0)
 		answer = getenv("GODWIT_DIRTY_ONLY") != NULL;
 	return answer;
+}
+
+/* linux/pagemap: bit 63 present, bit 62 swapped; neither: a private page that was never written. */
+#define THERE (3ULL << 62)
+
+/* Both sides are zero where they were never touched: private memory by its page table, shared
+ * memory by what its file has. */
+static void copy_what_is_there(char *to, const char *from, size_t size, int pagemap)
+{
+	enum { PAGES = 4096 };
+	static uint64_t source[PAGES];
+	static unsigned char target[PAGES + 1];
+	while (size) {
+		size_t skew = (uintptr_t)from % PAGE_BYTES;
+		size_t part = PAGES * PAGE_BYTES - skew;
+		part = part < size ? part : size;
+		size_t pages = (skew + part + PAGE_BYTES - 1) / PAGE_BYTES;
+		uintptr_t first = (uintptr_t)to / PAGE_BYTES, last = ((uintptr_t)to + part - 1) / PAGE_BYTES;
+		int known = syscall(SYS_pread64, pagemap, source, pages * 8,
+				    (uintptr_t)from / PAGE_BYTES * 8) == (ssize_t)(pages * 8) &&
+			    !syscall(SYS_mincore, first * PAGE_BYTES, (last - first + 1) * PAGE_BYTES,
+				     target);
+		for (size_t page = 0, at = 0, end; at < part; page++, at = end) {
+			end = (page + 1) * PAGE_BYTES - skew;
+			end = end < part ? end : part;
+			size_t low = ((uintptr_t)to + at) / PAGE_BYTES - first;
+			size_t high = ((uintptr_t)to + end - 1) / PAGE_BYTES - first;
+			if (!known || (source[page] & THERE) || (target[low] & 1) || (target[high] & 1))
+				memmove(to + at, from + at, end - at);
+		}
+		to += part;
+		from += part;
+		size -= part;
+	}
+}
+
+void *memcpy(void *to, const void *from, size_t size)
+{
+	enum { LARGE = 1 << 20 };
+	int pagemap = -1;
+	if (size >= LARGE && wanted())
+		pagemap = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (pagemap < 0)
+		return memmove(to, from, size);
+	copy_what_is_there(to, from, size, pagemap);
+	close(pagemap);
+	return to;
 }
 
 /* What the page daemon has read last, and whether a page may be needed once more: by a child. */
@@ -162,8 +215,7 @@ static int scan_written(int fd, struct pagemap_scan *scan)
 		.end = scan->end,
 		.vec = (uintptr_t)written,
 		.vec_len = MOST,
-		.mask = PAGE_IS_WRITTEN,
-		.any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+		.mask = PAGE_IS_WRITTEN, /* nothing else: the kernel has a shorter way for exactly this */
 		.returned = PAGE_IS_WRITTEN,
 	};
 	long count = syscall(SYS_ioctl, fd, PAGEMAP_SCAN, &first);

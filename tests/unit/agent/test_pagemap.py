@@ -86,3 +86,29 @@ def test_what_criu_has_written() -> None:
     assert pagemap.decode(image) == (1, (Entry(0x40000, 256, PE_PRESENT | PE_LAZY),))
     older = bytes.fromhex("194356542540085602000000080106000000088080101003")
     assert pagemap.decode(older) == (1, (Entry(0x40000, 3, PE_PRESENT),))
+
+
+def _lazy(start: int, pages: int) -> Entry:
+    return Entry(start * PAGE, pages, PE_LAZY)
+
+
+def test_hot_pages_are_few_short_and_those_that_the_daemon_would_serve() -> None:
+    entries = [_lazy(1, 2), Entry(8 * PAGE, 1, PE_PRESENT), _lazy(10, 5), _lazy(20, 1)]
+    everything = [(0, 100 * PAGE)]
+    assert pagemap.hot(entries, everything, 100) == [entries[0], entries[2], entries[3]]
+    assert pagemap.hot(entries, everything, 3) == [entries[0], entries[3]]
+    assert pagemap.hot(entries, everything, 0) == []
+    assert pagemap.hot(entries, [(0, 2 * PAGE), (10 * PAGE, 15 * PAGE)], 100) == [entries[2]]
+
+
+@given(_disjoint(), st.data())
+def test_every_page_is_either_brought_or_served(
+    ranges: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    entries = [Entry(start, (end - start) // PAGE, PE_LAZY) for start, end in ranges]
+    chosen = pagemap.hot(entries, ranges, data.draw(st.integers(0, 1 << 18)))
+    left = pagemap.without(ranges, chosen)
+    assert sorted([*left, *((e.vaddr, e.end) for e in chosen)]) == ranges
+    mended = pagemap.present(entries, chosen)
+    assert pagemap.lazy_ranges(mended) == left
+    assert [e.vaddr for e in mended if e.flags == PE_PRESENT] == [e.vaddr for e in chosen]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from fakes.authority import Authority
 from godwit_agent.server.auth import node_of_certificate
 from godwit_agent.transfer import frames, sender
+from godwit_agent.transfer.connection import Connection
 from godwit_agent.transfer.frames import FrameError
 from godwit_agent.transfer.packing import Unpacker
 from godwit_agent.transfer.receiver import TransferServer
@@ -295,3 +296,38 @@ def test_rate_limit() -> None:
     for _ in range(30):
         limit.spend(10_000)
     assert 0.15 < time.monotonic() - start < 1.0
+
+
+def _treatment(sock: socket.socket) -> tuple[int, int, int]:
+    """DSCP byte, priority in the node's own queue, bytes/s that the kernel paces it to."""
+    rate = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, 47, 8), "little")
+    service = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS)
+    return service, sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY), rate
+
+
+def test_a_copy_stands_back_until_somebody_waits_for_it() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as sock,
+    ):
+        connection = Connection(sock)  # type: ignore[arg-type]
+        connection.yield_to_others(50_000_000)
+        assert _treatment(sock) == (0x04, 2, 50_000_000)
+        connection.hurry()
+        assert _treatment(sock) == (0, 0, 2**64 - 1)
+
+
+def test_a_limit_holds_from_the_first_byte_and_ends(target: Target) -> None:
+    link, piece = target.connect(), bytes(1 << 20)
+    link.limit(20_000_000)
+    times = []
+    for _ in range(2):
+        start = time.monotonic()
+        for number in range(8):
+            link.pages("app", 1, number << 20, piece)
+        link.sync()
+        times.append(time.monotonic() - start)
+        link.hurry()
+    link.close()
+    assert times[0] > 0.3
+    assert times[1] < times[0]

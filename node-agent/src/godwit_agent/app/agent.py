@@ -22,6 +22,7 @@ from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath, NodeFacts
 from godwit_agent.hostops.ports import Host
 from godwit_agent.hostops.spool import Spool
+from godwit_agent.memory.freezes import Freezes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,13 @@ class Agent:
         self._journals = JournalStore(config.journal_dir)
         self._guards = Guards(host, self._journals, config.guard_seconds)
         self._housekeeping = Housekeeping(host, self._journals, config.journal_keep_hours)
+        freezes = Freezes()
         self.source = Source(
             host=host,
             journals=self._journals,
             guards=self._guards,
-            copier=Copier(connect),
+            copier=Copier(connect, freezes),
+            freezes=freezes,
             peers=peers,
             own_address=config.node_ip,
             default_freeze_timeout_ms=config.freeze_timeout_ms,

@@ -13,6 +13,7 @@ from godwit_agent.app.model import CopyPolicy, CopyProgress
 from godwit_agent.app.outlet import Outlet
 from godwit_agent.app.sessions import SourceSession
 from godwit_agent.memory import rounds
+from godwit_agent.memory.freezes import Freezes
 from godwit_agent.memory.rounds import Decision, Round, Verdict
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable
 from godwit_api.reasons import Reason
@@ -26,8 +27,9 @@ Connect = Callable[[SourceSession], Outlet]
 class Copier:
     """Copies one session until it has converged; ``connect`` opens its stream."""
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: Connect, freezes: Freezes | None = None) -> None:
         self._connect = connect
+        self._freezes = freezes or Freezes()
 
     def run(
         self,
@@ -109,7 +111,8 @@ class Copier:
         budget_ms, number, share = policy.budget_ms, 0, 1.0
         done: list[Round] = []  # since the pod was slowed down last
         steps = list(rounds.THROTTLE_STEPS) if policy.throttle else []
-        decision = rounds.decide(done, budget_ms=budget_ms)
+        base_ms = self._freezes.base_ms(session.count)
+        decision = rounds.decide(done, budget_ms=budget_ms, base_ms=base_ms)
         progress = _progress(session, number, done, decision, share)
         while decision.verdict in _GOES_ON:
             if decision.verdict is Verdict.THROTTLE:
@@ -118,7 +121,10 @@ class Copier:
                 log.info("source slowed down", uid=session.migration.uid, share=share)
             done.append(self._round(session, outlet))
             number += 1
-            decision = rounds.decide(done, budget_ms=budget_ms, steps_left=len(steps))
+            base_ms = self._freezes.base_ms(session.count)
+            decision = rounds.decide(
+                done, budget_ms=budget_ms, steps_left=len(steps), base_ms=base_ms
+            )
             progress = _progress(session, number, done, decision, share)
             if decision.verdict in _GOES_ON:
                 report(progress)
@@ -131,7 +137,7 @@ class Copier:
             if share < 1:
                 message += f", although the pod had only {share:.0%} of its CPU time"
             raise Aborted(Reason.FREEZE_BUDGET_EXCEEDED, message)
-        outlet.limit(0)
+        outlet.hurry()
         session.copied = True
         report(replace(progress, converged=True))
 
@@ -152,6 +158,7 @@ class Copier:
             bandwidth=session.bandwidth,
         )
         session.left_bytes = done.left_bytes
+        session.count = result.processes
         return done
 
 

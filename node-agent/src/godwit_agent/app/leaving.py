@@ -83,6 +83,7 @@ class Leaving:
             duration_us=memory.duration_us + files.duration_us,
             since_us=memory.since_us,
             parts_us={**memory.parts_us, **files.parts_us},
+            processes=memory.processes,
         )
 
     def throttle(self, share: float) -> None:

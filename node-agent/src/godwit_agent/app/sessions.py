@@ -52,6 +52,7 @@ class SourceSession:
     compress: bool = False
     left_bytes: int = 0  # for the freeze to send, by the last round
     bandwidth: int = 0
+    count: int = 0  # of processes, by the last round
     busy: Busy = field(default_factory=Busy)
     cancelled: threading.Event = field(default_factory=threading.Event)
     forwarding: threading.Thread | None = None

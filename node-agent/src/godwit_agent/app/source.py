@@ -20,6 +20,7 @@ from godwit_agent.app.switching import Switcher
 from godwit_agent.app.turns import Turns
 from godwit_agent.hostops.model import Inspection, Obstacle, PodState
 from godwit_agent.hostops.ports import Host
+from godwit_agent.memory.freezes import Freezes
 from godwit_agent.memory.rounds import predicted_freeze_ms
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -35,6 +36,7 @@ class Source:
         journals: JournalStore,
         guards: Guards,
         copier: Copier,
+        freezes: Freezes,
         peers: PeerFactory,
         own_address: str,
         default_freeze_timeout_ms: int,
@@ -44,6 +46,7 @@ class Source:
         self._journals = journals
         self._guards = guards
         self._copier = copier
+        self._freezes = freezes
         self._peers = peers
         self._default_timeout_ms = default_freeze_timeout_ms
         self._turns = Turns(freezes_at_once)
@@ -136,12 +139,17 @@ class Source:
                 raise Rejected(Reason.WRONG_STEP, "the source is not guarded")
             with self._turns.turn(deadline - 1.0):
                 self._copier.once_more(session)
-                predicted = predicted_freeze_ms(session.left_bytes, session.bandwidth)
+                base_ms = self._freezes.base_ms(session.count)
+                predicted = predicted_freeze_ms(session.left_bytes, session.bandwidth, base_ms)
                 if budget_ms and predicted > budget_ms:
                     message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
                     return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
                 timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
                 outcome = switcher.switch(timeout_s)
+                if outcome and outcome.committed:
+                    took_ms = outcome.freeze_us / 1000
+                    left, bandwidth = session.left_bytes, session.bandwidth
+                    self._freezes.learn(session.count, took_ms, left, bandwidth)
             return outcome or self._still_forward(session, deadline)
 
     def finish(self, migration: Migration, pod: Pod) -> None:

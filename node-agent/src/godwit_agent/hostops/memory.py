@@ -113,6 +113,7 @@ class HostSourceMemory:
                 "scan": totals.scan_ns // 1000,
                 "copy": (total_ns - totals.scan_ns) // 1000,
             },
+            processes=len(seen),
         )
 
     def _process(

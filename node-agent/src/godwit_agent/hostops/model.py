@@ -143,7 +143,8 @@ class RoundStats:
 
     ``dirty_bytes``: found changed since the last pass; ``copied_bytes``: given
     to the sink; ``duration_us``: scan and copy; ``since_us``: from the start of
-    the previous pass to this one (0 for the first); ``parts_us``: named parts.
+    the previous pass to this one (0 for the first); ``parts_us``: named parts;
+    ``processes``: that were found.
     """
 
     dirty_bytes: int
@@ -151,6 +152,7 @@ class RoundStats:
     duration_us: int
     since_us: int
     parts_us: Mapping[str, int] = field(default_factory=dict)
+    processes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,8 +78,11 @@ class PageStore:
                 process.there = []
             process.there += ranges
 
-    def complete(self, vpid: int, entries: tuple[Entry, ...], layout: bytes) -> int:
-        """Writes the daemon's page map, of all pages that CRIU's own images do not have; bytes.
+    def complete(
+        self, vpid: int, entries: tuple[Entry, ...], layout: bytes, hot_pages: int = 0
+    ) -> tuple[int, list[Entry]]:
+        """Writes the daemon's page map, of all pages that CRIU's own images do not have, but for
+        ``hot_pages`` of ``entries`` that the restore has to bring. Bytes of all, and those few.
 
         CRIU may have looked at changed pages only, so its map says what it has
         and not what there is. ``layout`` is its ``mm`` image. ``Aborted(VerifyFailed)``
@@ -101,9 +104,11 @@ class PageStore:
                 raise Aborted(Reason.VERIFY_FAILED, message)
         if ranges:
             os.ftruncate(process.fd, ranges[-1][1])
-        content = pagemap.encode(vpid, pagemap.for_sparse_file(ranges))
+        hot = pagemap.hot(entries, ranges, hot_pages)
+        left = pagemap.without(ranges, hot)
+        content = pagemap.encode(vpid, pagemap.for_sparse_file(left))
         (self._directory / f"pagemap-{vpid}.img").write_bytes(content)
-        return sum(end - start for start, end in ranges)
+        return sum(end - start for start, end in ranges), hot
 
     def processes(self) -> tuple[int, ...]:
         """Process ids that ``populated`` has named: those that were there in the freeze."""

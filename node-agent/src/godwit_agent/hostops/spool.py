@@ -50,6 +50,9 @@ class Spool:
     def limit(self, bytes_per_s: int) -> None:
         """Memory needs none."""
 
+    def hurry(self) -> None:
+        """Nothing holds it back."""
+
     def pages(self, container: str, vpid: int, vaddr: int, data: memoryview) -> None:
         self._require_usable()
         self._pages.write(vpid, vaddr, data)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from godwit_agent.hostops import filerecords
+from godwit_agent.hostops import filerecords, hotpages
 from godwit_agent.hostops.filerecords import Kind
 from godwit_agent.hostops.filetarget import TargetFiles
 from godwit_agent.hostops.gate import Gate
@@ -142,9 +142,9 @@ class HostTargetStore:
         for part in self._parts.values():
             try:
                 processes = (part.images / "pstree.img").read_bytes()
-                for process in tree.decode(processes):
+                for number, process in enumerate(tree.decode(processes)):
                     count += 1
-                    memory += self._complete(part, process.pid)
+                    memory += self._complete(part, process.pid, number)
                 self._follow(part, processes)
             except (FileNotFoundError, ImageError) as error:
                 message = f"container {part.slot.container}: {error}"
@@ -168,15 +168,22 @@ class HostTargetStore:
         )
 
     @staticmethod
-    def _complete(part: _Part, vpid: int) -> int:
+    def _complete(part: _Part, vpid: int, before: int) -> int:
         path, layout = part.images / f"pagemap-{vpid}.img", part.images / f"mm-{vpid}.img"
         if not path.exists():
             if layout.exists():
                 raise FileNotFoundError(path.name)
             return 0  # a zombie has no memory
-        _, entries = pagemap.decode(path.read_bytes())
+        number, entries = pagemap.decode(path.read_bytes())
         part.link(vpid)
-        return part.pages.complete(vpid, entries, layout.read_bytes())
+        most = hotpages.room(part.images, number, before)
+        size, hot = part.pages.complete(vpid, entries, layout.read_bytes(), most)
+        if hot:
+            hotpages.bring(
+                part.images, vpid, number, entries, hot,
+                lambda start, length: part.pages.read(vpid, start, length),
+            )  # fmt: skip
+        return size
 
     @staticmethod
     def _follow(part: _Part, processes: bytes) -> None:

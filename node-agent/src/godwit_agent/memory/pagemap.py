@@ -94,6 +94,45 @@ def to_serve(
     return _without(_union(wanted), held)
 
 
+def hot(
+    entries: Iterable[Entry], ranges: Iterable[tuple[int, int]], most_pages: int
+) -> list[Entry]:
+    """Lazy entries whose pages a restore had better bring itself: what was written last will be
+    touched first. At most ``most_pages``, short entries before long ones, which are rather data
+    that passes through than a stack or a counter. Only what lies within one of ``ranges``.
+    """
+    within: list[Entry] = []
+    pending = iter(ranges)
+    current = next(pending, None)
+    for entry in sorted(entries, key=_by_address):
+        while current is not None and current[1] <= entry.vaddr:
+            current = next(pending, None)
+        inside = current is not None and current[0] <= entry.vaddr and entry.end <= current[1]
+        if inside and entry.flags & (PE_LAZY | PE_PRESENT) == PE_LAZY:
+            within.append(entry)
+    chosen: list[Entry] = []
+    for entry in sorted(within, key=_by_length):
+        most_pages -= entry.pages
+        if most_pages < 0:
+            break
+        chosen.append(entry)
+    return sorted(chosen, key=_by_address)
+
+
+def present(entries: Iterable[Entry], chosen: Iterable[Entry]) -> list[Entry]:
+    """``entries`` with ``chosen`` ones as part of the pages file."""
+    names = {entry.vaddr for entry in chosen}
+    return [
+        Entry(entry.vaddr, entry.pages, PE_PRESENT) if entry.vaddr in names else entry
+        for entry in entries
+    ]
+
+
+def without(ranges: Iterable[tuple[int, int]], entries: Iterable[Entry]) -> list[tuple[int, int]]:
+    """What is left of sorted ``ranges`` when those of sorted ``entries`` are taken out."""
+    return _without(ranges, [(entry.vaddr, entry.end) for entry in entries])
+
+
 def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Sorted ranges, overlapping and neighbouring ones made one."""
     current: tuple[int, int] | None = None
@@ -156,6 +195,10 @@ def _entry(message: memoryview) -> Entry:
 
 def _by_address(entry: Entry) -> int:
     return entry.vaddr
+
+
+def _by_length(entry: Entry) -> int:
+    return entry.pages
 
 
 def overlap(

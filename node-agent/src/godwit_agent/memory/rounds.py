@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 MAX_ROUNDS = 12
-# What a freeze costs without a single byte: CRIU's dump and restore of a container, measured.
-# The same for every pod: what processes, mappings and sockets add has not been measured.
+# What a freeze costs without a single byte: CRIU's dump and restore of a container of one
+# process, measured. What more processes and another node add: ``freezes``.
 FIXED_FREEZE_MS = 150
 # A rest that is sent while CRIU dumps anyway: fewer bytes make the freeze no shorter.
 SMALL_BYTES = 8 << 20

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 
-from godwit_agent.transfer import frames
+from godwit_agent.transfer import frames, wire
+from godwit_agent.transfer.courtesy import Courtesy
 from godwit_agent.transfer.frames import Ack, Failure, FrameError, Hello
 from godwit_agent.transfer.wire import Buffer, FrameReader, FrameWriter, tune
 from godwit_api.errors import Aborted, GodwitError, Retryable
@@ -26,6 +28,7 @@ _FINAL = frozenset(
     }
 )
 """What the target says the same about, however often it is asked."""
+_OBSERVED_BYTES = 64 << 10
 
 
 class Connection:
@@ -37,6 +40,8 @@ class Connection:
         self._reader = FrameReader(sock, max_body=frames.MAX_TEXT)
         self._sync_lock = threading.Lock()
         self._broken = False
+        self._courtesy: Courtesy | None = None
+        self._pace = 0
 
     def greet(self, hello: Hello) -> None:
         """First frame."""
@@ -50,9 +55,24 @@ class Connection:
     def usable(self) -> bool:
         return not self._broken
 
+    def yield_to_others(self, limit: int) -> None:
+        """From here on it is a copy in the background, of at most ``limit`` bytes/s (0: any)."""
+        self._courtesy = Courtesy(limit)
+        self._set(limit, wire.Urgency.BACKGROUND)
+
+    def hurry(self) -> None:
+        """From here on somebody waits for what is sent."""
+        self._courtesy = None
+        self._set(0, wire.Urgency.ORDINARY)
+
     def send(self, head: frames.Head, body: Buffer = b"", *, flush: bool = False) -> None:
         try:
             self._writer.send(head, body, flush=flush)
+            if self._courtesy and len(body) >= _OBSERVED_BYTES:
+                pace = self._courtesy.observe(time.monotonic(), wire.sample(self._sock))
+                if pace != self._pace:
+                    self._pace = pace
+                    wire.pace(self._sock, pace)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -97,6 +117,14 @@ class Connection:
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
         except OSError:
             return
+
+    def _set(self, pace: int, urgency: wire.Urgency) -> None:
+        try:
+            self._pace = pace
+            wire.pace(self._sock, pace)
+            wire.mark(self._sock, urgency)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> GodwitError:
         already, self._broken = self._broken, True

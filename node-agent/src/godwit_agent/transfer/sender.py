@@ -50,8 +50,16 @@ class Sender:
         return all(connection.usable for connection in self._connections)
 
     def limit(self, bytes_per_s: int) -> None:
-        """Upper limit of the sending rate; 0 for none."""
+        """A copy in the background from here on, with an upper limit of its rate; 0 for none."""
         self._limiter = RateLimit(bytes_per_s).spend if bytes_per_s else None
+        for connection in self._connections:
+            connection.yield_to_others(bytes_per_s)
+
+    def hurry(self) -> None:
+        """No limit from here on, and nobody goes first."""
+        self._limiter = None
+        for connection in self._connections:
+            connection.hurry()
 
     def pages(self, container: str, vpid: int, vaddr: int, data: Buffer) -> None:
         """Whole pages, at most ``frames.MAX_BODY`` per frame; the buffer may be reused after."""
@@ -145,7 +153,8 @@ def connect(
 
 
 class RateLimit:
-    """Token bucket; sleeps in the sending thread. Holds a tenth of a second."""
+    """Token bucket over all connections; sleeps in the sending thread. Each connection is paced
+    by the kernel besides, as what the bucket holds would stand in the link's queue at once."""
 
     def __init__(self, bytes_per_s: int) -> None:
         self._rate = bytes_per_s

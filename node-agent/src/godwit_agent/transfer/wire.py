@@ -8,9 +8,12 @@ as its last act). So no two threads are ever inside one TLS object.
 from __future__ import annotations
 
 import socket
+import struct
 import threading
+from enum import Enum
 
 from godwit_agent.transfer import frames
+from godwit_agent.transfer.courtesy import Sample
 from godwit_agent.transfer.frames import FrameError, Head, Hello, Prefix
 
 _OUT_BUFFER = 1 << 20
@@ -27,6 +30,46 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
+
+
+class Urgency(Enum):
+    """(IP_TOS, SO_PRIORITY) of a connection's packets.
+
+    In the background: DSCP LE (RFC 8622) for the network, TC_PRIO_BULK for this node's own
+    queue: ``pfifo_fast``, the kernel's default, then sends the pods' packets first.
+    """
+
+    ORDINARY = (0, 0)
+    BACKGROUND = (0x04, 2)
+
+
+_SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; TCP paces itself then, whatever the queue is
+_UNLIMITED = (1 << 64) - 1
+# struct tcp_info (linux/tcp.h): tcpi_rtt, tcpi_bytes_acked, tcpi_min_rtt
+_INFO = struct.Struct("=68xI48xQ20xI")
+
+
+def pace(sock: socket.socket, bytes_per_s: int) -> None:
+    """Spreads what is sent; 0: as fast as it goes."""
+    rate = (bytes_per_s or _UNLIMITED).to_bytes(8, "little")
+    sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+
+
+def mark(sock: socket.socket, urgency: Urgency) -> None:
+    """How the packets are treated beside others."""
+    service, priority = urgency.value
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, service)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, service)  # with a priority, hence first
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
+
+
+def sample(sock: socket.socket) -> Sample:
+    """What the kernel knows of the way to the peer."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    rtt_us, acked, min_rtt_us = _INFO.unpack(info)
+    return Sample(rtt_us, min_rtt_us, acked)
 
 
 class FrameWriter:
