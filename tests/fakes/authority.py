@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from pathlib import Path
 
 from cryptography import x509
@@ -91,6 +92,13 @@ class Authority:
             )
             builder = builder.add_extension(usage, critical=True)
         if names:
-            san = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+            san = x509.SubjectAlternativeName([_general(name) for name in names])
             builder = builder.add_extension(san, critical=False)
         return builder.sign(self._key, hashes.SHA256())
+
+
+def _general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

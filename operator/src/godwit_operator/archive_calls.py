@@ -21,6 +21,7 @@ class ArchiveAgent(Protocol):
 
     async def checkpoint(self, request: pb.CheckpointRequest) -> pb.CheckpointResponse: ...
     async def release(self, request: pb.ReleaseCheckpointRequest) -> None: ...
+    async def discard(self, request: pb.DiscardArchiveRequest) -> None: ...
     async def inspect(self, request: pb.InspectArchiveRequest) -> pb.InspectArchiveResponse: ...
     async def prepare(self, request: pb.PrepareRestoreRequest) -> None: ...
     async def complete(
@@ -40,6 +41,9 @@ class GrpcArchiveAgent:
 
     async def release(self, request: pb.ReleaseCheckpointRequest) -> None:
         await _call(self._stub.ReleaseCheckpoint(request, timeout=30))
+
+    async def discard(self, request: pb.DiscardArchiveRequest) -> None:
+        await _call(self._stub.DiscardArchive(request, timeout=60))
 
     async def inspect(self, request: pb.InspectArchiveRequest) -> pb.InspectArchiveResponse:
         call = self._stub.InspectArchive(request, timeout=_READ_SECONDS)

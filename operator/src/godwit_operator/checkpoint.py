@@ -7,27 +7,38 @@ object's own counts as written, so a restarted operator goes on.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
+
 from godwit_api.errors import GodwitError, Rejected, Retryable
 from godwit_api.pb import agent_pb2 as pb
+from godwit_api.pods import Pod
 from godwit_api.reasons import Reason
 from godwit_operator.agents import Agent, AgentPool
 from godwit_operator.archive_calls import ArchiveAgent
+from godwit_operator.archives import archive_of
+from godwit_operator.checking import Claims, pod_obstacles
 from godwit_operator.checkpoint_status import CHECKPOINTS, Reporter, over, phase_of
-from godwit_operator.kube import PODS, SECRETS, ConflictError, KubeApi, NotFoundError, find
+from godwit_operator.kube import CLAIMS, PODS, ConflictError, KubeApi, NotFoundError, find
 
 log = logging.getLogger(__name__)
-KEY_TYPE = "godwit.io/checkpoint-key"
 T = TypeVar("T")
 Object = dict[str, Any]
 _PATIENCE_SECONDS = 60.0
+_OF_OWNERS = frozenset(
+    {
+        Reason.STATIC_POD,
+        Reason.DAEMON_SET_POD,
+        Reason.UNSUPPORTED_OWNER,
+        Reason.POD_FINALIZERS,
+    }
+)
+"""Obstacles to a pod's being replaced, which a checkpoint does not do."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class ArchivePorts:
     api: KubeApi
     agents: AgentPool
     archives: Callable[[str], Awaitable[ArchiveAgent]]
-    namespace: str  # the operator's own: keys are there
+    namespace: str  # the operator's own: keys and stores are there
 
 
 async def patiently(work: Callable[[], Awaitable[T]], seconds: float = _PATIENCE_SECONDS) -> T:
@@ -52,43 +63,40 @@ async def patiently(work: Callable[[], Awaitable[T]], seconds: float = _PATIENCE
             await asyncio.sleep(failure.delay_seconds)
 
 
-async def key_of(ports: ArchivePorts, name: str) -> bytes:
-    """Keys are the administrator's: only Secrets of our own namespace and of the right type."""
-    secret = await find(ports.api, SECRETS, ports.namespace, name)
-    if secret is None or secret.get("type") != KEY_TYPE:
-        message = f"There is no Secret {name} of type {KEY_TYPE} in namespace {ports.namespace}"
-        raise Rejected(Reason.ARCHIVE_KEY, message)
-    try:
-        key = base64.b64decode(secret["data"]["key"], validate=True)
-    except (KeyError, TypeError, binascii.Error):
-        key = b""
-    if len(key) != 32:
-        raise Rejected(Reason.ARCHIVE_KEY, f"The entry key of Secret {name} has not 32 bytes")
-    return key
-
-
 def reference(item: Object) -> pb.MigrationRef:
     meta = item["metadata"]
     return pb.MigrationRef(uid=meta["uid"], epoch=1, namespace=meta["namespace"], name=meta["name"])
 
 
-def obstacle_of(pod: Object | None, name: str) -> Rejected | None:
-    """What speaks against writing a checkpoint of this pod, as far as the API knows. Pure."""
+def refusal(pod: Object | None, name: str, claims: Claims) -> Rejected | None:
+    """What speaks against writing a checkpoint of this pod, as far as the API knows: what would
+    keep it from moving, but for its owner, which has nothing to replace. Pure."""
     if pod is None:
         return Rejected(Reason.POD_NOT_FOUND, f"There is no pod {name}")
-    if "deletionTimestamp" in pod["metadata"]:
-        return Rejected(Reason.POD_TERMINATING, f"Pod {name} is being deleted")
-    if pod.get("status", {}).get("phase") != "Running" or not pod["status"].get("podIP"):
-        return Rejected(Reason.POD_NOT_RUNNING, f"Pod {name} does not run")
-    spec = pod["spec"]
-    (container, *others) = spec["containers"]
-    started = (container.get("lifecycle") or {}).get("postStart") or container.get("startupProbe")
-    if others or spec.get("initContainers") or started:
-        message = (
-            "Checkpoints are written of pods with one container, without init containers, "
-            "startup probe and postStart hook"
-        )
-        return Rejected(Reason.NOT_CHECKPOINTABLE, message)
+    found = [
+        one
+        for one in pod_obstacles(msgspec.convert(pod, Pod), claims)
+        if one.reason not in _OF_OWNERS
+    ]
+    if not found:
+        return None
+    return Rejected(Reason(found[0].reason), "; ".join(one.message for one in found))
+
+
+def rival(item: Object, others: list[Object]) -> Object | None:
+    """Another PodCheckpoint that is writing this archive, and was there first. Pure."""
+
+    def place(one: Object) -> tuple[str, str]:
+        spec = one["spec"]
+        return spec.get("archive") or one["metadata"]["name"], spec.get("storeSecretName", "")
+
+    def age(one: Object) -> tuple[str, str]:
+        return one["metadata"]["creationTimestamp"], one["metadata"]["uid"]
+
+    for other in others:
+        same = place(other) == place(item) and not over(other.get("status") or {})
+        if same and age(other) < age(item):
+            return other
     return None
 
 
@@ -116,13 +124,15 @@ class CheckpointDriver:
             await self._report.enter(phase, str(failure.reason), failure.message)
 
     async def _run(self) -> None:
-        key = await key_of(self._ports, self._spec["keySecretName"])
+        name = self._spec.get("archive") or self._item["metadata"]["name"]
+        archive = await archive_of(self._ports.api, self._ports.namespace, self._spec, name)
         if self._report.status.get("phase") == "Stopping":
             await self._stop()
             return
         pod = await find(self._ports.api, PODS, self._namespace, self._spec["podName"])
-        refused = obstacle_of(pod, self._spec["podName"])
+        refused = refusal(pod, self._spec["podName"], await self._claims(pod))
         known = self._report.status.get("podUID")
+        again = self._report.status.get("phase") == "Writing"
         if pod is None or refused is not None:
             raise refused or Rejected(Reason.POD_NOT_FOUND, "The pod is gone")
         if known and known != pod["metadata"]["uid"]:
@@ -134,15 +144,28 @@ class CheckpointDriver:
             node=pod["spec"]["nodeName"],
         )
         await self._check()
+        if not again:  # else an agent may be at it
+            await self._make_place(archive)
         await self._report.enter("Writing")
-        await self._write(pod, key)
+        await self._write(pod, archive)
         if self._spec.get("leaveRunning", True):
             await self._report.enter("Succeeded", "Succeeded", "The archive is complete")
         else:
             await self._report.enter("Stopping")
             await self._stop()
 
+    async def _claims(self, pod: Object | None) -> Claims:
+        volumes = (pod or {}).get("spec", {}).get("volumes") or []
+        if not any("persistentVolumeClaim" in volume for volume in volumes):
+            return {}
+        found = await self._ports.api.list(CLAIMS, self._namespace)
+        return {claim["metadata"]["name"]: claim for claim in found}
+
     async def _check(self) -> None:
+        others = await self._ports.api.list(CHECKPOINTS, self._namespace)
+        if first := rival(self._item, others):
+            message = f"PodCheckpoint {first['metadata']['name']} writes an archive of this name"
+            raise Rejected(Reason.ARCHIVE_EXISTS, message)
         agent = await self._agent()
         request = pb.CheckSourceRequest(migration=reference(self._item), pod=self._pod_ref())
         found = await patiently(lambda: agent.check_source(request))
@@ -150,12 +173,18 @@ class CheckpointDriver:
             text = "; ".join(one.message for one in found.obstacles)
             raise Rejected(Reason(found.obstacles[0].reason), text)
 
-    async def _write(self, pod: Object, key: bytes) -> None:
-        name = self._spec.get("archive") or self._item["metadata"]["name"]
+    async def _make_place(self, archive: pb.Archive) -> None:
+        """What an attempt of this name has left goes; and a store that cannot be used is found
+        out before the pod is touched."""
+        request = pb.DiscardArchiveRequest(migration=reference(self._item), archive=archive)
+        archives = await self._ports.archives(self._report.status["node"])
+        await patiently(lambda: archives.discard(request))
+
+    async def _write(self, pod: Object, archive: pb.Archive) -> None:
         request = pb.CheckpointRequest(
             migration=reference(self._item),
             pod=self._pod_ref(),
-            archive=pb.Archive(name=name, key=key),
+            archive=archive,
             leave_running=self._spec.get("leaveRunning", True),
             manifest_json=json.dumps(pod),
         )
@@ -163,7 +192,8 @@ class CheckpointDriver:
         done = await patiently(lambda: archives.checkpoint(request))
         milliseconds = round(done.freeze_us / 1000, 1)
         self._report.status |= {
-            "archive": name,
+            "archive": archive.name,
+            "location": done.location,
             "archiveBytes": done.archive_bytes,
             "freezeMilliseconds": milliseconds,
             "freeze": f"{milliseconds:.0f}ms",
@@ -185,13 +215,16 @@ class CheckpointDriver:
         await self._report.enter("Succeeded", "Succeeded", "The archive is complete; the pod ended")
 
     async def _give_up(self) -> None:
-        """What a broken call may have left: the pod's guard goes."""
+        """What a broken call may have left: the pod's guard goes, and a piece of an archive."""
         request = pb.AbortSourceRequest(
             migration=reference(self._item), pod=self._pod_ref(), lift_guard=True
         )
         try:
             agent = await self._agent()
             await patiently(lambda: agent.abort_source(request), 30.0)
+            name = self._spec.get("archive") or self._item["metadata"]["name"]
+            archive = await archive_of(self._ports.api, self._ports.namespace, self._spec, name)
+            await self._make_place(archive)
         except GodwitError as failure:
             log.warning("checkpoint not cleaned up", extra={"cause": str(failure)})
 

@@ -10,23 +10,38 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from godwit_api.errors import Aborted, GodwitError, Rejected
 from godwit_api.pb import agent_pb2 as pb
+from godwit_api.pods import Node, Pod
 from godwit_api.reasons import Reason
-from godwit_operator.checkpoint import ArchivePorts, key_of, patiently, reference
+from godwit_operator.archives import archive_of
+from godwit_operator.checkpoint import ArchivePorts, patiently, reference
 from godwit_operator.checkpoint_status import RESTORES, Reporter, over, phase_of
-from godwit_operator.kube import PODS, ConflictError, NotFoundError, find
+from godwit_operator.kube import NODES, PODS, ConflictError, NotFoundError, find
 from godwit_operator.manifest import bare_manifest
-from godwit_operator.targets import required_terms
+from godwit_operator.successor import done_containers, start_commands
+from godwit_operator.targets import Free, free, node_obstacles, required_terms
 
 log = logging.getLogger(__name__)
 GATE = "godwit.io/restore"
 LABEL = "godwit.io/restore"
 Object = dict[str, Any]
 _COMPLETE_SECONDS = 180.0
+_OF_ARCHIVES = frozenset(
+    {
+        Reason.ARCHIVE_NOT_FOUND,
+        Reason.ARCHIVE_FOREIGN,
+        Reason.ARCHIVE_DAMAGED,
+        Reason.ARCHIVE_KEY,
+        Reason.ARCHIVE_STORE,
+    }
+)
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
@@ -60,6 +75,14 @@ def restored_pod(manifest: Object, name: str, node: str, uid: str) -> Object:
     affinity.setdefault("nodeAffinity", {})[_REQUIRED] = wanted
     spec["affinity"] = affinity
     return body
+
+
+def require_fit(node: Node, body: Object, agents: Collection[str], room: Free) -> None:
+    """The scheduler will let the pod start there, or ``Rejected`` with why not. Pure."""
+    found = node_obstacles(node, msgspec.convert(body, Pod), None, agents, room)
+    if found:
+        text = "; ".join(one.message for one in found)
+        raise Rejected(Reason(found[0].reason), text)
 
 
 class RestoreDriver:
@@ -97,8 +120,9 @@ class RestoreDriver:
 
     async def _run(self) -> None:
         await self._report.enter("Checking")
-        key = await key_of(self._ports, self._spec["keySecretName"])
-        archive = pb.Archive(name=self._spec["archive"], key=key)
+        archive = await archive_of(
+            self._ports.api, self._ports.namespace, self._spec, self._spec["archive"]
+        )
         found = await self._find(archive)
         name = self._spec.get("podName") or found.manifest["metadata"]["name"]
         if await find(self._ports.api, PODS, self._namespace, name) is not None:
@@ -117,7 +141,11 @@ class RestoreDriver:
         )
         await archives.prepare(
             pb.PrepareRestoreRequest(
-                migration=reference(self._item), pod=reference_of_pod, archive=archive
+                migration=reference(self._item),
+                pod=reference_of_pod,
+                archive=archive,
+                commands=start_commands(msgspec.convert(body, Pod)),
+                done=done_containers(msgspec.convert(body, Pod)),
             )
         )
         await self._release(pod)
@@ -127,18 +155,29 @@ class RestoreDriver:
         await self._finish()
 
     async def _find(self, archive: pb.Archive) -> Found:
-        """The first node that has the archive and can take the pod; all reasons otherwise."""
+        """The emptiest node that has the archive and can take the pod; all reasons otherwise."""
+        pods = msgspec.convert(await self._ports.api.list(PODS), list[Pod])
+        nodes = msgspec.convert(await self._ports.api.list(NODES), list[Node])
+        agents = await self._ports.agents.nodes()
+        room = {node.name: free(node, pods) for node in nodes}
         wanted = self._spec.get("nodeName")
-        nodes = [wanted] if wanted else sorted(await self._ports.agents.nodes())
         reasons: list[tuple[str, GodwitError]] = []
-        for node in nodes:
+        for node in sorted(nodes, key=lambda one: (-room[one.name].memory, one.name)):
+            if node.name not in agents or (wanted and node.name != wanted):
+                continue
             try:
-                archives = await self._ports.archives(node)
+                archives = await self._ports.archives(node.name)
                 request = pb.InspectArchiveRequest(migration=reference(self._item), archive=archive)
                 about = await archives.inspect(request)
-                return Found(node, json.loads(about.manifest_json))
+                manifest = json.loads(about.manifest_json)
+                require_fit(node, bare_manifest(manifest), agents, room[node.name])
+                return Found(node.name, manifest)
             except GodwitError as failure:
-                reasons.append((node, failure))
+                if archive.HasField("store") and failure.reason in _OF_ARCHIVES:
+                    raise  # every node would see the same
+                reasons.append((node.name, failure))
+        if wanted and not reasons:
+            raise Rejected(Reason.AGENT_MISSING, f"No Godwit agent is running on node {wanted}")
         raise worst(reasons)
 
     async def _release(self, pod: Object) -> None:

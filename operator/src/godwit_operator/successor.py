@@ -48,7 +48,17 @@ def hopeless(pod: Pod | None) -> Aborted | None:
 
 def expectation(migration: PodMigration, pod: Pod) -> pb.ExpectPodRequest:
     """What the target agent must know of the successor. Pure."""
-    commands = [
+    return pb.ExpectPodRequest(
+        migration=reference(migration),
+        pod=successor_ref(migration),
+        commands=start_commands(pod),
+        done=done_containers(pod),
+    )
+
+
+def start_commands(pod: Pod) -> list[pb.Commands]:
+    """What the kubelet will run in containers that start; in a restored one it has been. Pure."""
+    return [
         pb.Commands(
             container=one.name,
             post_start=_command(one.lifecycle.post_start),
@@ -57,12 +67,11 @@ def expectation(migration: PodMigration, pod: Pod) -> pb.ExpectPodRequest:
         for one in pod.spec.lasting
         if one.lifecycle.post_start or one.startup_probe
     ]
-    return pb.ExpectPodRequest(
-        migration=reference(migration),
-        pod=successor_ref(migration),
-        commands=commands,
-        done=[one.name for one in pod.spec.init_containers if not one.sidecar],
-    )
+
+
+def done_containers(pod: Pod) -> list[str]:
+    """Init containers that have ended, and must not run again. Pure."""
+    return [one.name for one in pod.spec.init_containers if not one.sidecar]
 
 
 def _command(handler: Hook | Probe | None) -> list[str]:

@@ -21,6 +21,9 @@ from godwit_testbed.paths import CACHE, SOURCE, TestbedError, locked
 DEFAULT_KUBERNETES = "1.37.2"
 HELM = "v4.3.1"
 COREDNS = "v1.15.0"
+# For tests only, and made when one of them asks for it.
+VERSITYGW = "v1.8.0"
+CHECKPOINTCTL = "v1.6.0"
 SUITE = "forky"
 # What a node of a distribution has; neither Python nor CRIU: the product brings its own.
 NODE_PACKAGES = [
@@ -311,6 +314,18 @@ def helm() -> Path:
 def coredns() -> Path:
     """The CoreDNS binary."""
     return _installed("github.com/coredns/coredns", COREDNS, "coredns")
+
+
+def object_store() -> Path:
+    """A server that speaks S3 over a directory."""
+    package = "github.com/versity/versitygw/cmd/versitygw"
+    return _installed(package, VERSITYGW, "versitygw")
+
+
+def checkpointctl() -> Path:
+    """Shows what is in a checkpoint of a container."""
+    package = "github.com/checkpoint-restore/checkpointctl"
+    return _installed(package, CHECKPOINTCTL, "checkpointctl")
 
 
 def own_binary(name: str) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from godwit_agent.app.checkpointing import Checkpointer, Plan
 from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.archive import contents
 from godwit_agent.archive.contents import Entry
-from godwit_agent.hostops.archives import Archives
+from godwit_agent.hostops.archives import Directory
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container
 from godwit_api.errors import Aborted, GodwitError, Rejected
@@ -54,18 +56,17 @@ class Scene:
         assert process
         agent = process.agent
         self.spool = MemorySpool()
-        self.archives = Archives(Layout(host_pid=os.getpid()), str(directory))
+        self.archives = Directory(Layout(host_pid=os.getpid()), str(directory))
         self.checkpoints = Checkpointer(
             host=cluster.a.fake.host(),
             sessions=agent.source.sessions,
             guards=agent._guards,
-            archives=self.archives,
-            spool=lambda _: self.spool,  # type: ignore[arg-type, return-value]
+            spool=lambda *_: self.spool,  # type: ignore[arg-type, return-value]
             here=PeerNode("a", cluster.a.address, 1, 2),
         )
 
     def take(self, *, leave_running: bool = True) -> None:
-        plan = Plan("one", KEY, leave_running, {"kind": "Pod"})
+        plan = Plan(self.archives, "one", KEY, leave_running, {"kind": "Pod"})
         self.checkpoints.run(WHO, WHOM, plan, deadline=time.monotonic() + 20, active=lambda: True)
 
     def at(self, name: str) -> int:
@@ -109,9 +110,31 @@ def test_a_repeated_call_finds_its_own_archive(scene: Scene) -> None:
     assert scene.world.effects.count("a.freeze") == before
 
 
+def test_a_call_that_has_waited_for_another_finds_its_archive(scene: Scene) -> None:
+    """The operator was restarted, and asks again while the first call packs."""
+    packing, go_on = threading.Event(), threading.Event()
+
+    def entries(container: Container) -> Iterator[Entry]:
+        packing.set()
+        assert go_on.wait(20)
+        yield contents.whole("checkpoint/core-1.img", b"registers")
+
+    scene.spool.entries = entries  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as workers:
+        first = workers.submit(scene.take)
+        assert packing.wait(20)
+        second = workers.submit(scene.take)
+        assert not wait([second], timeout=0.3).done
+        go_on.set()
+        first.result()
+        second.result()
+    assert scene.world.effects.count("a.freeze") == 1
+
+
 def test_another_archive_is_never_replaced(scene: Scene) -> None:
-    with scene.archives.write("ns", "one") as file:
-        contents.write(file, KEY, [], {"uid": "another"})
+    draft = scene.archives.begin("ns", "one", 0)
+    contents.write(draft, KEY, [], {"uid": "another"})
+    draft.commit()
     with pytest.raises(Rejected) as refused:
         scene.take()
     assert refused.value.reason is Reason.ARCHIVE_EXISTS

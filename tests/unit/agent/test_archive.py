@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,11 +23,13 @@ class Kept:
     """Remembers what a store would have got."""
 
     def __init__(self) -> None:
+        self.containers: set[str] = set()
         self.memory: dict[tuple[int, int], bytes] = {}
         self.images: dict[str, bytes] = {}
         self.records: list[tuple[bytes, bytes]] = []
 
     def pages(self, container: str, vpid: int, vaddr: int, data: memoryview) -> None:
+        self.containers.add(container)
         for at in range(0, len(data), PAGE):
             self.memory[vpid, vaddr + at] = bytes(data[at : at + PAGE])
 
@@ -38,6 +42,7 @@ class Kept:
         assert len(self.images[name]) <= total
 
     def file(self, container: str, header: bytes, body: memoryview) -> None:
+        self.containers.add(container)
         self.records.append((header, bytes(body)))
 
 
@@ -68,11 +73,68 @@ def test_what_went_in_comes_out(pages: dict[int, int], records: list[tuple[bytes
     file, kept = io.BytesIO(), Kept()
     contents.write(file, KEY, _entries(pages, records), {"pod": "redis"})
     file.seek(0)
-    assert contents.load(file, KEY, "main", kept)["pod"] == "redis"
+    assert contents.load(file, KEY, ("main",), kept)["pod"] == "redis"
     expected = {(1, n * PAGE): bytes([value]) * PAGE for n, value in pages.items()}
     assert kept.memory == {**expected, (1, 0): bytes(PAGE)}
     assert kept.images == {"core-1.img": b"registers"}
     assert kept.records == records
+
+
+def test_each_container_gets_its_own() -> None:
+    class Apart(dict[str, Kept]):
+        def __missing__(self, name: str) -> Kept:
+            self[name] = Kept()
+            return self[name]
+
+        def pages(self, container: str, *rest: Any) -> None:
+            self[container].pages(container, *rest)
+
+        def zero(self, container: str, *rest: Any) -> None:
+            self[container].zero(container, *rest)
+
+        def image(self, container: str, *rest: Any) -> None:
+            self[container].image(container, *rest)
+
+        def file(self, container: str, *rest: Any) -> None:
+            self[container].file(container, *rest)
+
+    def entries() -> Iterator[Entry]:
+        yield contents.whole(contents.POD, b"{}")
+        for number, name in enumerate(("web", "side-car"), 1):
+            own = _entries({number: number}, [(name.encode(), b"body")])
+            yield from contents.of_container(name, own)
+
+    file, kept = io.BytesIO(), Apart()
+    contents.write(file, KEY, entries(), {"containers": ["web", "side-car"]})
+    file.seek(0)
+    about = contents.verify(file, KEY)
+    file.seek(0)
+    assert contents.load(file, KEY, contents.containers_of(about), kept) == about
+    for number, name in enumerate(("web", "side-car"), 1):
+        assert kept[name].memory == {
+            (1, number * PAGE): bytes([number]) * PAGE,
+            (1, 0): bytes(PAGE),
+        }
+        assert kept[name].records == [(name.encode(), b"body")]
+    assert set(kept) == {"web", "side-car"}
+
+
+def test_an_archive_of_the_first_format_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One container, whose entries lie at the top."""
+    monkeypatch.setattr(sealed, "FORMAT", 1)
+    file, kept = io.BytesIO(), Kept()
+    contents.write(file, KEY, _entries({3: 7}, [(b"head", b"body")]), {"container": "main"})
+    file.seek(0)
+    about = contents.verify(file, KEY)
+    file.seek(0)
+    contents.load(file, KEY, contents.containers_of(about), kept)
+    assert kept.containers == {"main"}
+    assert kept.memory[1, 3 * PAGE] == bytes([7]) * PAGE
+
+
+def test_a_later_format_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed, "FORMAT", 3)
+    assert _refused(_archive()) is Reason.ARCHIVE_FOREIGN
 
 
 _GOOD = _archive()

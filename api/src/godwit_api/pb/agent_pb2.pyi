@@ -1161,26 +1161,76 @@ class RunResponse(_message.Message):
 Global___RunResponse: _TypeAlias = RunResponse  # noqa: Y015
 
 @_typing.final
+class ObjectStore(_message.Message):
+    """Where archives are instead of a node's directory: S3 or what speaks like it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_FIELD_NUMBER: _builtins.int
+    SECRET_KEY_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """https://HOST[:PORT], or http:// without TLS"""
+    bucket: _builtins.str
+    prefix: _builtins.str
+    """of keys, without slashes at its ends; may be empty"""
+    region: _builtins.str
+    access_key: _builtins.str
+    secret_key: _builtins.str
+    ca_pem: _builtins.str
+    """empty: what the image trusts"""
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        bucket: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+        region: _builtins.str = ...,
+        access_key: _builtins.str = ...,
+        secret_key: _builtins.str = ...,
+        ca_pem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key", b"access_key", "bucket", b"bucket", "ca_pem", b"ca_pem", "endpoint", b"endpoint", "prefix", b"prefix", "region", b"region", "secret_key", b"secret_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectStore: _TypeAlias = ObjectStore  # noqa: Y015
+
+@_typing.final
 class Archive(_message.Message):
-    """An archive lies on a node as <allowed directory>/<namespace>/<name>.godwit."""
+    """An archive lies on a node as <allowed directory>/<namespace>/<name>.godwit, in a store as
+    <prefix>/<namespace>/<name>.godwit.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """the namespace is the migration's"""
     key: _builtins.bytes
     """32 bytes"""
+    @_builtins.property
+    def store(self) -> Global___ObjectStore:
+        """none: the node's directory"""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         key: _builtins.bytes = ...,
+        store: Global___ObjectStore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["store", b"store"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "name", b"name", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1251,8 +1301,11 @@ class CheckpointResponse(_message.Message):
     ARCHIVE_BYTES_FIELD_NUMBER: _builtins.int
     FREEZE_US_FIELD_NUMBER: _builtins.int
     TIMINGS_US_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
     archive_bytes: _builtins.int
     freeze_us: _builtins.int
+    location: _builtins.str
+    """where the archive is, for people"""
     @_builtins.property
     def timings_us(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
@@ -1261,10 +1314,11 @@ class CheckpointResponse(_message.Message):
         archive_bytes: _builtins.int = ...,
         freeze_us: _builtins.int = ...,
         timings_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        location: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_bytes", b"archive_bytes", "freeze_us", b"freeze_us", "timings_us", b"timings_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_bytes", b"archive_bytes", "freeze_us", b"freeze_us", "location", b"location", "timings_us", b"timings_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1365,6 +1419,47 @@ class InspectArchiveResponse(_message.Message):
 Global___InspectArchiveResponse: _TypeAlias = InspectArchiveResponse  # noqa: Y015
 
 @_typing.final
+class DiscardArchiveRequest(_message.Message):
+    """Removes what a write that was broken off has left of an archive; a complete one stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    ARCHIVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migration(self) -> Global___MigrationRef: ...
+    @_builtins.property
+    def archive(self) -> Global___Archive: ...
+    def __init__(
+        self,
+        *,
+        migration: Global___MigrationRef | None = ...,
+        archive: Global___Archive | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardArchiveRequest: _TypeAlias = DiscardArchiveRequest  # noqa: Y015
+
+@_typing.final
+class DiscardArchiveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardArchiveResponse: _TypeAlias = DiscardArchiveResponse  # noqa: Y015
+
+@_typing.final
 class PrepareRestoreRequest(_message.Message):
     """Verifies all of the archive, fills the store with it and expects the pod."""
 
@@ -1373,22 +1468,32 @@ class PrepareRestoreRequest(_message.Message):
     MIGRATION_FIELD_NUMBER: _builtins.int
     POD_FIELD_NUMBER: _builtins.int
     ARCHIVE_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
     def pod(self) -> Global___PodRef: ...
     @_builtins.property
     def archive(self) -> Global___Archive: ...
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Commands]:
+        """as in ExpectPod"""
+
+    @_builtins.property
+    def done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         migration: Global___MigrationRef | None = ...,
         pod: Global___PodRef | None = ...,
         archive: Global___Archive | None = ...,
+        commands: _abc.Iterable[Global___Commands] | None = ...,
+        done: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "commands", b"commands", "done", b"done", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -768,6 +768,11 @@ class CheckpointsStub:
                 request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointRequest.SerializeToString,
                 response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointResponse.FromString,
                 _registered_method=True)
+        self.DiscardArchive = channel.unary_unary(
+                '/godwit.agent.v1.Checkpoints/DiscardArchive',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.DiscardArchiveRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.DiscardArchiveResponse.FromString,
+                _registered_method=True)
         self.InspectArchive = channel.unary_unary(
                 '/godwit.agent.v1.Checkpoints/InspectArchive',
                 request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.InspectArchiveRequest.SerializeToString,
@@ -797,6 +802,12 @@ class CheckpointsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseCheckpoint(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardArchive(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -832,6 +843,11 @@ def add_CheckpointsServicer_to_server(servicer, server):
                     servicer.ReleaseCheckpoint,
                     request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointRequest.FromString,
                     response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointResponse.SerializeToString,
+            ),
+            'DiscardArchive': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardArchive,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.DiscardArchiveRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.DiscardArchiveResponse.SerializeToString,
             ),
             'InspectArchive': grpc.unary_unary_rpc_method_handler(
                     servicer.InspectArchive,
@@ -905,6 +921,33 @@ class Checkpoints:
             '/godwit.agent.v1.Checkpoints/ReleaseCheckpoint',
             godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointRequest.SerializeToString,
             godwit_dot_agent_dot_v1_dot_agent__pb2.ReleaseCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Checkpoints/DiscardArchive',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.DiscardArchiveRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.DiscardArchiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -212,6 +212,7 @@ class CheckpointsStub:
     def __new__(cls, channel: _aio.Channel) -> CheckpointsAsyncStub: ...
     Checkpoint: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CheckpointRequest, _agent_pb2.CheckpointResponse]
     ReleaseCheckpoint: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ReleaseCheckpointRequest, _agent_pb2.ReleaseCheckpointResponse]
+    DiscardArchive: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DiscardArchiveRequest, _agent_pb2.DiscardArchiveResponse]
     InspectArchive: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectArchiveRequest, _agent_pb2.InspectArchiveResponse]
     PrepareRestore: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PrepareRestoreRequest, _agent_pb2.PrepareRestoreResponse]
     CompleteRestore: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CompleteRestoreRequest, _agent_pb2.CompleteRestoreResponse]
@@ -225,6 +226,7 @@ class CheckpointsAsyncStub(CheckpointsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Checkpoint: _aio.UnaryUnaryMultiCallable[_agent_pb2.CheckpointRequest, _agent_pb2.CheckpointResponse]  # type: ignore[assignment]
     ReleaseCheckpoint: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReleaseCheckpointRequest, _agent_pb2.ReleaseCheckpointResponse]  # type: ignore[assignment]
+    DiscardArchive: _aio.UnaryUnaryMultiCallable[_agent_pb2.DiscardArchiveRequest, _agent_pb2.DiscardArchiveResponse]  # type: ignore[assignment]
     InspectArchive: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectArchiveRequest, _agent_pb2.InspectArchiveResponse]  # type: ignore[assignment]
     PrepareRestore: _aio.UnaryUnaryMultiCallable[_agent_pb2.PrepareRestoreRequest, _agent_pb2.PrepareRestoreResponse]  # type: ignore[assignment]
     CompleteRestore: _aio.UnaryUnaryMultiCallable[_agent_pb2.CompleteRestoreRequest, _agent_pb2.CompleteRestoreResponse]  # type: ignore[assignment]
@@ -247,6 +249,13 @@ class CheckpointsServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ReleaseCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ReleaseCheckpointResponse, _abc.Awaitable[_agent_pb2.ReleaseCheckpointResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DiscardArchive(
+        self,
+        request: _agent_pb2.DiscardArchiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.DiscardArchiveResponse, _abc.Awaitable[_agent_pb2.DiscardArchiveResponse]]: ...
 
     @_abc_1.abstractmethod
     def InspectArchive(

@@ -17,12 +17,14 @@ from godwit_agent.app.restoring import Restorer
 from godwit_agent.app.source import Source
 from godwit_agent.app.target import Target
 from godwit_agent.config import Config
-from godwit_agent.hostops.archives import Archives
+from godwit_agent.hostops.archives import Archives, Directory
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath, NodeFacts
+from godwit_agent.hostops.objectstore import ObjectStore
 from godwit_agent.hostops.ports import Host
 from godwit_agent.hostops.spool import Spool
 from godwit_agent.memory.freezes import Freezes
+from godwit_api.objectstores import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +61,15 @@ class Agent:
         self.target = Target(host=host, journals=self._journals, peers=peers)
         here = PeerNode(config.node_name, config.node_ip, config.control_port, config.transfer_port)
         layout = Layout(run_dir=HostPath(str(config.run_dir)))
-        archives = Archives(layout, str(config.checkpoint_dir))
+        self._directory = Directory(layout, str(config.checkpoint_dir))
         self.checkpoints = Checkpointer(
             host=host,
             sessions=self.source.sessions,
             guards=self._guards,
-            archives=archives,
-            spool=lambda uid: Spool(layout, uid),
+            spool=lambda uid, containers: Spool(layout, uid, containers),
             here=here,
         )
-        self.restores = Restorer(
-            host=host, target=self.target, archives=archives, layout=layout, here=here
-        )
+        self.restores = Restorer(host=host, target=self.target, layout=layout, here=here)
         self.addresses = Addresses(host, config.node_name, self._moving)
 
     def start(self) -> None:
@@ -87,6 +86,10 @@ class Agent:
         self.target.stopping.set()
         self._guards.stop()
         self._housekeeping.stop()
+
+    def archives(self, store: Store | None) -> Archives:
+        """Those of an object store, or of this node."""
+        return ObjectStore(store) if store else self._directory
 
     def node_facts(self) -> NodeFacts:
         return self._host.probe.facts()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,9 @@ from godwit_agent.app.source_sessions import SourceSessions
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.app.switch import HANDSHAKE_HOLD_S, Watchdog, aborted
 from godwit_agent.archive import contents
-from godwit_agent.hostops.archives import Archives
+from godwit_agent.archive.contents import Entry
+from godwit_agent.archive.sealed import FORMAT
+from godwit_agent.hostops.archives import Archives, Draft, exists_already
 from godwit_agent.hostops.ports import Host
 from godwit_agent.hostops.spool import Spool
 from godwit_api.errors import Rejected, Retryable, Unsafe
@@ -42,6 +44,7 @@ _FREEZE_TIMEOUT_S = 10.0
 class Plan:
     """What is asked for."""
 
+    archives: Archives
     archive: str
     key: bytes
     leave_running: bool
@@ -67,14 +70,12 @@ class Checkpointer:
         host: Host,
         sessions: SourceSessions,
         guards: Guards,
-        archives: Archives,
-        spool: Callable[[str], Spool],
+        spool: Callable[[str, Sequence[str]], Spool],
         here: PeerNode,
     ) -> None:
         self._host = host
         self._sessions = sessions
         self._guards = guards
-        self._archives = archives
         self._spool = spool
         self._here = here
 
@@ -91,15 +92,21 @@ class Checkpointer:
 
         Whatever fails, the pod runs on as it was; a repeated call starts over.
         """
-        if self._archives.exists(pod.namespace, plan.archive):
+        if plan.archives.exists(pod.namespace, plan.archive):
             return self._written(migration, pod, plan)
         session = self._sessions.of_call(migration, pod, self._here)
         with session.busy("Checkpoint", deadline - 1.0):
+            if plan.archives.exists(pod.namespace, plan.archive):
+                return self._written(migration, pod, plan)  # by a call that this one has waited for
             if session.journal.terminal or session.journal.has(Step.SWITCHING):
                 raise Rejected(Reason.WRONG_STEP, "this checkpoint has failed before")
             try:
-                self._require_room(session)
-                return self._run(session, plan, deadline, active)
+                needed = self._require_room(session)
+                draft = plan.archives.begin(pod.namespace, plan.archive, needed)
+                try:
+                    return self._run(session, plan, draft, deadline, active)
+                finally:
+                    draft.discard()
             except Unsafe:
                 raise  # hands off: the guard stays, a person decides
             except BaseException:
@@ -121,7 +128,12 @@ class Checkpointer:
             self._close(session, Step.FINISHED)
 
     def _run(
-        self, session: SourceSession, plan: Plan, deadline: float, active: Callable[[], bool]
+        self,
+        session: SourceSession,
+        plan: Plan,
+        draft: Draft,
+        deadline: float,
+        active: Callable[[], bool],
     ) -> Checkpoint:
         spool = self._copy(session, deadline, active)
         self._guard(session)
@@ -141,7 +153,7 @@ class Checkpointer:
                 self._journal_thaw(session, freeze_us)
                 self._guards.lift(session.processes, back=True)
             with watch.part("pack"):
-                sizes = self._pack(session, spool, plan, freeze_us)
+                sizes = self._pack(session, spool, plan, draft, freeze_us)
             if not thawed:
                 session.journal.append(Step.RUNNING, {"outcome": Outcome(True).to_json()})
         except Exception as error:
@@ -159,7 +171,7 @@ class Checkpointer:
         made: list[Spool] = []
 
         def connect(_: SourceSession) -> Outlet:
-            made.append(self._spool(session.migration.uid))
+            made.append(self._spool(session.migration.uid, session.processes.containers))
             return made[-1]
 
         copier = Copier(connect)
@@ -206,12 +218,11 @@ class Checkpointer:
     def _written(self, migration: Migration, pod: Pod, plan: Plan) -> Checkpoint:
         """Ours, from an earlier call, or somebody else's."""
         namespace = pod.namespace
-        with self._archives.read(namespace, plan.archive) as file:
+        with plan.archives.read(namespace, plan.archive) as file:
             about = contents.verify(file, plan.key)
             size = file.tell()
         if about.get("uid") != migration.uid:
-            message = f"there is an archive {namespace}/{plan.archive} already"
-            raise Rejected(Reason.ARCHIVE_EXISTS, message)
+            raise exists_already(namespace, plan.archive)
         journal = self._sessions.of_call(migration, pod, None).journal
         if not plan.leave_running and not journal.has(Step.RUNNING):
             message = "the archive is complete, but the pod has run on since: take another one"
@@ -219,17 +230,16 @@ class Checkpointer:
         return Checkpoint(size, 0, int(about["freezeMicroseconds"]), {})
 
     def _pack(
-        self, session: SourceSession, spool: Spool, plan: Plan, freeze_us: int
+        self, session: SourceSession, spool: Spool, plan: Plan, draft: Draft, freeze_us: int
     ) -> tuple[int, int]:
-        (container,) = session.processes.state.containers
         facts = self._host.probe.facts()
         about: dict[str, Any] = {
-            "format": 1,
+            "format": FORMAT,
             "uid": session.migration.uid,
             "namespace": session.pod.namespace,
             "pod": session.pod.name,
             "podIP": session.pod.ip,
-            "container": container.name,
+            "containers": list(session.processes.containers),
             "created": int(time.time()),
             "node": self._here.name,
             "kernel": facts.kernel,
@@ -240,28 +250,23 @@ class Checkpointer:
             "memoryBytes": spool.bytes_sent,
             "manifest": plan.manifest,
         }
-        config = {"id": container.id, "name": container.name, "runtime": "runc"}
-        entries = [
-            contents.whole("config.dump", json.dumps(config).encode()),
-            contents.whole("godwit/pod.json", json.dumps(plan.manifest).encode()),
-        ]
-        with self._archives.write(session.pod.namespace, plan.archive) as file:
-            size = contents.write(file, plan.key, (*entries, *spool.entries(container)), about)
-            return file.tell(), size
+        size = contents.write(draft, plan.key, _entries(session, spool, plan), about)
+        written = draft.tell()
+        draft.commit()
+        return written, size
 
-    def _require_room(self, session: SourceSession) -> None:
+    def _require_room(self, session: SourceSession) -> int:
+        """Bytes that the pod needs in the spool."""
         found = self._host.inspector.inspect(session.processes.state)
         if found.obstacles:
             first = found.obstacles[0]
             raise Rejected(first.reason, "; ".join(one.message for one in found.obstacles))
-        if len(session.processes.state.containers) != 1:
-            message = "checkpoints of pods with several containers are not written yet"
-            raise Rejected(Reason.NOT_CHECKPOINTABLE, message)
         needed = sum(one.memory_bytes + one.files_bytes for one in found.containers)
         available = self._host.probe.facts().memory_available_bytes
         if available and needed * 5 // 4 > available:
             message = f"{needed} bytes are needed for a while, {available} are available here"
             raise Retryable(Reason.NOT_ENOUGH_MEMORY, message, delay_seconds=10.0)
+        return needed
 
     def _journal_thaw(self, session: SourceSession, freeze_us: int) -> None:
         outcome = Outcome(False, Reason.CANCELLED, "a checkpoint does not commit", freeze_us)
@@ -281,3 +286,11 @@ class Checkpointer:
         session.journal.append(step)
         self._sessions.end_all(session.migration.uid)
         self._sessions.drop(session)
+
+
+def _entries(session: SourceSession, spool: Spool, plan: Plan) -> Iterator[Entry]:
+    yield contents.whole(contents.POD, json.dumps(plan.manifest).encode())
+    for one in session.processes.state.containers:
+        config = json.dumps({"id": one.id, "name": one.name, "runtime": "runc"}).encode()
+        yield from contents.of_container(one.name, [contents.whole("config.dump", config)])
+        yield from contents.of_container(one.name, spool.entries(one))

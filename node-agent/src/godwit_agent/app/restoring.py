@@ -19,7 +19,7 @@ from godwit_agent.app.target import Target
 from godwit_agent.archive import contents
 from godwit_agent.hostops.archives import Archives
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import ONLY_RESTORED, NodeFacts, Tracking
+from godwit_agent.hostops.model import ONLY_RESTORED, NodeFacts, Plan, Tracking
 from godwit_agent.hostops.ports import Host
 from godwit_api.errors import GodwitError, Rejected
 from godwit_api.reasons import Reason
@@ -30,19 +30,18 @@ _TCP_CLOSE = "tcp-close\n"  # criu(8)
 class Restorer:
     """All pods that this node starts from archives."""
 
-    def __init__(
-        self, *, host: Host, target: Target, archives: Archives, layout: Layout, here: PeerNode
-    ) -> None:
+    def __init__(self, *, host: Host, target: Target, layout: Layout, here: PeerNode) -> None:
         self._host = host
         self._target = target
-        self._archives = archives
         self._layout = layout
         self._here = here
+        # The archive that was verified last: ``load`` verifies all of it again.
+        self._verified: dict[str, dict[str, Any]] = {}
 
-    def inspect(self, namespace: str, name: str, key: bytes) -> dict[str, Any]:
+    def inspect(self, archives: Archives, namespace: str, name: str, key: bytes) -> dict[str, Any]:
         """The manifest of an archive that is complete and can be restored here. ``Rejected``
         with what is wrong with it, or with this node."""
-        with self._archives.read(namespace, name) as file:
+        with archives.read(namespace, name) as file:
             about = contents.verify(file, key)
         if about.get("namespace") != namespace:
             message = f"the archive is of namespace {about.get('namespace')}, not of {namespace}"
@@ -50,24 +49,41 @@ class Restorer:
         found = list(fitness.obstacles(about["node"], _facts(about), self._host.probe.facts()))
         if found:
             raise Rejected(found[0].reason, "; ".join(one.message for one in found))
+        self._verified = {archives.place(namespace, name): about}
         return about
 
-    def prepare(self, migration: Migration, pod: Pod, name: str, key: bytes) -> None:
+    def prepare(
+        self,
+        migration: Migration,
+        pod: Pod,
+        archives: Archives,
+        name: str,
+        key: bytes,
+        plan: Plan = ONLY_RESTORED,
+    ) -> None:
         """Store filled, pod expected: it restores from now on, or does not start."""
-        about = self.inspect(pod.namespace, name, key)
-        container = str(about["container"])
-        self._target.prepare(
-            migration, pod, self._here, (container,), memory_bytes=int(about["memoryBytes"])
+        about = self._verified.pop(archives.place(pod.namespace, name), None) or self.inspect(
+            archives, pod.namespace, name, key
         )
-        sink = self._target.admit(migration.uid, migration.epoch, (container,), self._here.name)
-        with self._archives.read(pod.namespace, name) as file:
-            contents.load(file, key, container, sink)
+        containers = contents.containers_of(about)
+        self._target.prepare(
+            migration, pod, self._here, containers, memory_bytes=int(about["memoryBytes"])
+        )
+        sink = self._target.admit(migration.uid, migration.epoch, containers, self._here.name)
+        with archives.read(pod.namespace, name) as file:
+            if contents.load(file, key, containers, sink) != about:
+                message = f"the archive {pod.namespace}/{name} was replaced while it was read"
+                raise Rejected(Reason.ARCHIVE_DAMAGED, message)
+        for container in containers:
+            self._close_connections(migration, container)
+        self._target.expect(migration, pod, plan)
+
+    def _close_connections(self, migration: Migration, container: str) -> None:
         store = f"{self._layout.store_dir}/{migration.uid}/target/{container}"
         options = self._layout.local(f"{store}/criu.conf")
         text = options.read_text()
         if _TCP_CLOSE not in text:
             options.write_text(text + _TCP_CLOSE)
-        self._target.expect(migration, pod, ONLY_RESTORED)
 
     def complete(self, migration: Migration, *, deadline: float, active: Callable[[], bool]) -> Ran:
         """Waits for the pod to come to its gate, restores it, lets it run."""

@@ -1,19 +1,20 @@
-"""What lies in an archive: a tar in the layout of container checkpoints.
+"""What lies in an archive: a tar, with a directory for each container of the pod.
 
-``config.dump``, ``spec.dump`` and ``checkpoint/`` (CRIU's images) are where
-checkpointctl looks for them once the archive has been decrypted. What CRIU did
-not write lies below ``godwit/``:
+Below ``containers/<name>/``:
 
 =================================  ================================================
+``config.dump``, ``spec.dump``      what the container is, and its OCI configuration
+``checkpoint/``                     CRIU's images
 ``godwit/pages/<vpid>.json``        ranges of memory: ``data`` in this order in
                                    ``<vpid>.img``, ``zero``
 ``godwit/pages/<vpid>.img``         the pages themselves
 ``godwit/files``                    records of the file copy, in order
-``godwit/manifest.json``            last: what, when, with what, and the SHA-256 of
-                                   every other entry
 =================================  ================================================
 
-An archive without its manifest, or with an entry more or less, is incomplete.
+Beside it ``godwit/pod.json``, and last ``godwit/manifest.json``: what, when, with
+what, and the SHA-256 of every other entry. An archive without its manifest, or
+with an entry more or less, is incomplete. Format 1 had one container only, whose
+entries lay at the top; it is still read.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, cast
 
-from godwit_agent.archive.sealed import SealedReader, SealedWriter
+from godwit_agent.archive.sealed import Input, Output, SealedReader, SealedWriter
 from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason
 
 MANIFEST = "godwit/manifest.json"
+POD = "godwit/pod.json"
 FILES = "godwit/files"
 IMAGES = "checkpoint/"
 _PAGES = re.compile(r"godwit/pages/([0-9]{1,10})\.(json|img)\Z")
+_OF_CONTAINER = re.compile(r"containers/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)/(.+)\Z")
 _RECORD = struct.Struct(">II")
 _MAX_HEADER, _MAX_BODY = 64 << 10, 8 << 20
 _MAX_MANIFEST = 16 << 20
@@ -63,8 +66,33 @@ class Entry:
     content: Iterable[bytes]
 
 
+class Content(Protocol):
+    """One entry while it is being read."""
+
+    def read(self, size: int) -> bytes: ...
+
+
+class Visitor(Protocol):
+    """Who is shown the entries of an archive, in order; what it leaves unread is skipped."""
+
+    def take(self, name: str, size: int, content: Content) -> None: ...
+
+
 def whole(name: str, data: bytes) -> Entry:
     return Entry(name, len(data), (data,))
+
+
+def of_container(container: str, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The same entries where those of this container belong."""
+    for entry in entries:
+        yield Entry(f"containers/{container}/{entry.name}", entry.size, entry.content)
+
+
+def container_of(name: str) -> tuple[str, str]:
+    """(container, name of its entry); no container in an archive of format 1, and for what is
+    the pod's."""
+    found = _OF_CONTAINER.match(name)
+    return (found[1], found[2]) if found else ("", name)
 
 
 def record(header: bytes, body: bytes | bytearray | memoryview) -> bytes:
@@ -72,7 +100,7 @@ def record(header: bytes, body: bytes | bytearray | memoryview) -> bytes:
     return _RECORD.pack(len(header), len(body)) + header + bytes(body)
 
 
-def write(file: BinaryIO, key: bytes, entries: Iterable[Entry], manifest: dict[str, Any]) -> int:
+def write(file: Output, key: bytes, entries: Iterable[Entry], manifest: dict[str, Any]) -> int:
     """Writes a complete archive; the number of bytes before encryption."""
     sealed = SealedWriter(file, key)
     digests: dict[str, str] = {}
@@ -89,17 +117,23 @@ def write(file: BinaryIO, key: bytes, entries: Iterable[Entry], manifest: dict[s
     return total + len(text)
 
 
-def verify(file: BinaryIO, key: bytes) -> dict[str, Any]:
+def verify(file: Input, key: bytes) -> dict[str, Any]:
     """Reads all of it, keeps nothing; the manifest. ``Rejected`` for anything that is not right."""
-    return _read(file, key, None)
+    return read(file, key, None)
 
 
-def load(file: BinaryIO, key: bytes, container: str, sink: Sink) -> dict[str, Any]:
-    """The same, and gives everything to ``sink``, as one container's."""
-    return _read(file, key, _Loader(container, sink))
+def load(file: Input, key: bytes, containers: tuple[str, ...], sink: Sink) -> dict[str, Any]:
+    """The same, and gives everything to ``sink``; ``containers`` as the manifest names them."""
+    return read(file, key, _Loader(containers, sink))
 
 
-def _read(file: BinaryIO, key: bytes, loader: _Loader | None) -> dict[str, Any]:
+def containers_of(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Names of all containers in the archive."""
+    return tuple(manifest["containers"] if "containers" in manifest else [manifest["container"]])
+
+
+def read(file: Input, key: bytes, visitor: Visitor | None) -> dict[str, Any]:
+    """Shows every entry but the manifest, which it returns, to ``visitor``."""
     sealed = SealedReader(file, key)
     digests: dict[str, str] = {}
     manifest: dict[str, Any] | None = None
@@ -115,8 +149,8 @@ def _read(file: BinaryIO, key: bytes, loader: _Loader | None) -> dict[str, Any]:
                     manifest = json.loads(content.read())
                     continue
                 hashing = _Hashing(cast(BinaryIO, content))
-                if loader:
-                    loader.take(info.name, info.size, hashing)
+                if visitor is not None:
+                    visitor.take(info.name, info.size, hashing)
                 while hashing.read(_PIECE):
                     pass
                 digests[info.name] = hashing.digest.hexdigest()
@@ -175,47 +209,52 @@ class _Hashing:
 class _Loader:
     """Takes entries apart again. What it is given is authentic, so faults are ours."""
 
-    def __init__(self, container: str, sink: Sink) -> None:
-        self._container = container
+    def __init__(self, containers: tuple[str, ...], sink: Sink) -> None:
+        self._containers = containers
         self._sink = sink
-        self._ranges: dict[int, Ranges] = {}
+        self._ranges: dict[tuple[str, int], Ranges] = {}
 
-    def take(self, name: str, size: int, content: _Hashing) -> None:
+    def take(self, name: str, size: int, content: Content) -> None:
+        container, name = container_of(name)
+        container = container or self._containers[0]
         pages = _PAGES.match(name)
         if name.startswith(IMAGES):
-            self._image(name.removeprefix(IMAGES), size, content)
+            self._image(container, name.removeprefix(IMAGES), size, content)
         elif name == FILES:
-            self._files(content)
+            for header, body in records(content):
+                self._sink.file(container, header, memoryview(body))
         elif pages and pages[2] == "json":
-            self._layout(int(pages[1]), json.loads(content.read(size)))
+            ranges = json.loads(content.read(size))
+            self._layout(container, int(pages[1]), ranges)
         elif pages:
-            self._pages(int(pages[1]), content)
+            self._pages(container, int(pages[1]), content)
 
-    def _image(self, name: str, size: int, content: _Hashing) -> None:
+    def _image(self, container: str, name: str, size: int, content: Content) -> None:
         for at in range(0, max(size, 1), _PIECE):
             data = content.read(min(_PIECE, size - at))
-            self._sink.image(self._container, name, at, size, memoryview(data))
+            self._sink.image(container, name, at, size, memoryview(data))
 
-    def _files(self, content: _Hashing) -> None:
-        while prefix := content.read(_RECORD.size):
-            if len(prefix) < _RECORD.size:
-                raise ValueError("a file record is cut")
-            header, body = _RECORD.unpack(prefix)
-            if header > _MAX_HEADER or body > _MAX_BODY:
-                raise ValueError("a file record is too large")
-            text = content.read(header)
-            self._sink.file(self._container, text, memoryview(content.read(body)))
-
-    def _layout(self, vpid: int, ranges: dict[str, list[list[int]]]) -> None:
-        self._ranges[vpid] = tuple((start, end) for start, end in ranges["data"])
+    def _layout(self, container: str, vpid: int, ranges: dict[str, list[list[int]]]) -> None:
+        self._ranges[container, vpid] = tuple((start, end) for start, end in ranges["data"])
         for start, end in ranges["zero"]:
-            self._sink.zero(self._container, vpid, start, end - start)
+            self._sink.zero(container, vpid, start, end - start)
 
-    def _pages(self, vpid: int, content: _Hashing) -> None:
-        for start, end in self._ranges[vpid]:
+    def _pages(self, container: str, vpid: int, content: Content) -> None:
+        for start, end in self._ranges[container, vpid]:
             for at in range(start, end, _PIECE):
                 data = content.read(min(_PIECE, end - at))
-                self._sink.pages(self._container, vpid, at, memoryview(data))
+                self._sink.pages(container, vpid, at, memoryview(data))
+
+
+def records(content: Content) -> Iterator[tuple[bytes, bytes]]:
+    """(header, body) of each record of ``godwit/files``; ``ValueError`` when they are cut."""
+    while prefix := content.read(_RECORD.size):
+        if len(prefix) < _RECORD.size:
+            raise ValueError("a file record is cut")
+        header, body = _RECORD.unpack(prefix)
+        if header > _MAX_HEADER or body > _MAX_BODY:
+            raise ValueError("a file record is too large")
+        yield content.read(header), content.read(body)
 
 
 def page_entries(

@@ -17,7 +17,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -30,12 +30,25 @@ from godwit_api.reasons import Reason
 MAGIC = b"GODWIT CHECKPOINT\n"
 KEY_BYTES = 32
 CHUNK = 1 << 20
-_FORMAT = 1
+FORMAT = 2
+_READABLE = (1, 2)  # 1: an archive of one container, see ``contents``
 _CIPHER = "AES-256-GCM"
 _TAG = 16
 _MAX_HEADER = 4096
 _LENGTH = struct.Struct(">I")
 _NONCE = struct.Struct(">QxxxB")
+
+
+class Output(Protocol):
+    """Where an archive is written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Input(Protocol):
+    """Where an archive is read from: fewer bytes than asked for only at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 def _derive(key: bytes, salt: bytes, purpose: bytes) -> bytes:
@@ -49,12 +62,12 @@ def _damaged(what: str) -> Rejected:
 class SealedWriter:
     """Writes one archive; without ``finish`` it is not complete, and readers notice."""
 
-    def __init__(self, file: BinaryIO, key: bytes) -> None:
+    def __init__(self, file: Output, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise Rejected(Reason.ARCHIVE_KEY, f"a key has {KEY_BYTES} bytes, not {len(key)}")
         salt = os.urandom(16)
         header = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "cipher": _CIPHER,
             "salt": salt.hex(),
             "key": _derive(key, salt, b"name")[:8].hex(),
@@ -88,7 +101,7 @@ class SealedWriter:
 class SealedReader:
     """Reads one archive. ``Rejected``: ArchiveForeign, ArchiveKey, ArchiveDamaged."""
 
-    def __init__(self, file: BinaryIO, key: bytes) -> None:
+    def __init__(self, file: Input, key: bytes) -> None:
         begin = file.read(len(MAGIC) + _LENGTH.size)
         if begin[: len(MAGIC)] != MAGIC:
             raise Rejected(Reason.ARCHIVE_FOREIGN, "this file is no archive of a checkpoint")
@@ -146,8 +159,8 @@ class SealedReader:
             salt, name = bytes.fromhex(header["salt"]), bytes.fromhex(header["key"])
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged("its header cannot be read") from error
-        if number != _FORMAT or cipher != _CIPHER:
-            message = f"the archive has format {number} ({cipher}), this agent reads {_FORMAT}"
+        if number not in _READABLE or cipher != _CIPHER:
+            message = f"the archive has format {number} ({cipher}), this agent reads up to {FORMAT}"
             raise Rejected(Reason.ARCHIVE_FOREIGN, message)
         if len(key) != KEY_BYTES or _derive(key, salt, b"name")[:8] != name:
             raise Rejected(Reason.ARCHIVE_KEY, "the archive was not encrypted with this key")

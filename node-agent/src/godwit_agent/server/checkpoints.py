@@ -13,6 +13,7 @@ from godwit_agent.app.agent import Agent
 from godwit_agent.app.checkpointing import Plan
 from godwit_agent.app.model import Pod
 from godwit_agent.archive.sealed import KEY_BYTES
+from godwit_agent.hostops.archives import Archives
 from godwit_agent.server import auth, decode
 from godwit_agent.server.edge import LongCalls, answer, deadline
 from godwit_api.errors import Rejected
@@ -35,14 +36,16 @@ class CheckpointsServicer(agent_pb2_grpc.CheckpointsServicer):
     def Checkpoint(self, request: pb.CheckpointRequest, context: _Context) -> pb.CheckpointResponse:
         def work(until: float) -> pb.CheckpointResponse:
             plan = Plan(
+                self._archives(request.archive),
                 decode.name(request.archive.name, "archive.name"),
                 _key(request.archive),
                 request.leave_running,
                 _manifest(request.manifest_json),
             )
+            pod = decode.pod(request.pod)
             done = self._agent.checkpoints.run(
                 decode.migration(request.migration),
-                decode.pod(request.pod),
+                pod,
                 plan,
                 deadline=until,
                 active=context.is_active,
@@ -51,6 +54,7 @@ class CheckpointsServicer(agent_pb2_grpc.CheckpointsServicer):
                 archive_bytes=done.archive_bytes,
                 freeze_us=done.freeze_us,
                 timings_us=done.timings_us,
+                location=plan.archives.place(pod.namespace, plan.archive),
             )
 
         return self._serve(context, "Checkpoint", work)
@@ -65,13 +69,25 @@ class CheckpointsServicer(agent_pb2_grpc.CheckpointsServicer):
 
         return self._serve(context, "ReleaseCheckpoint", work)
 
+    def DiscardArchive(
+        self, request: pb.DiscardArchiveRequest, context: _Context
+    ) -> pb.DiscardArchiveResponse:
+        def work(_: float) -> pb.DiscardArchiveResponse:
+            namespace = decode.migration(request.migration).namespace
+            name = decode.name(request.archive.name, "archive.name")
+            self._archives(request.archive).clean(namespace, name)
+            return pb.DiscardArchiveResponse()
+
+        return self._serve(context, "DiscardArchive", work)
+
     def InspectArchive(
         self, request: pb.InspectArchiveRequest, context: _Context
     ) -> pb.InspectArchiveResponse:
         def work(_: float) -> pb.InspectArchiveResponse:
             namespace = decode.migration(request.migration).namespace
             name = decode.name(request.archive.name, "archive.name")
-            about = self._agent.restores.inspect(namespace, name, _key(request.archive))
+            archives = self._archives(request.archive)
+            about = self._agent.restores.inspect(archives, namespace, name, _key(request.archive))
             return pb.InspectArchiveResponse(
                 manifest_json=json.dumps(about["manifest"]),
                 pod=about["pod"],
@@ -88,8 +104,10 @@ class CheckpointsServicer(agent_pb2_grpc.CheckpointsServicer):
             self._agent.restores.prepare(
                 decode.migration(request.migration),
                 _restored_pod(request.pod),
+                self._archives(request.archive),
                 decode.name(request.archive.name, "archive.name"),
                 _key(request.archive),
+                decode.plan(request),
             )
             return pb.PrepareRestoreResponse()
 
@@ -106,6 +124,10 @@ class CheckpointsServicer(agent_pb2_grpc.CheckpointsServicer):
             )
 
         return self._serve(context, "CompleteRestore", work)
+
+    def _archives(self, archive: pb.Archive) -> Archives:
+        has_store = archive.HasField("store")
+        return self._agent.archives(decode.store(archive.store) if has_store else None)
 
     def _serve(self, context: _Context, name: str, work: Callable[[float], T]) -> T:
         def authorised() -> T:

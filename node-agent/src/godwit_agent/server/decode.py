@@ -8,6 +8,7 @@ import re
 from godwit_agent.app.model import CopyPolicy, Migration, MovedAddress, PeerNode, Pod
 from godwit_agent.hostops.model import NodeFacts, Outgoing, Plan, Tracking
 from godwit_api.errors import Rejected
+from godwit_api.objectstores import Store, faults
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.reasons import Reason
 
@@ -149,7 +150,23 @@ def node_report(report: pb.NodeReport) -> NodeFacts:
     )
 
 
-def plan(message: pb.ExpectPodRequest) -> Plan:
+def store(message: pb.ObjectStore) -> Store:
+    """All that is wrong with it at once."""
+    found = Store(
+        message.endpoint,
+        message.bucket,
+        message.prefix,
+        message.region,
+        message.access_key,
+        message.secret_key,
+        message.ca_pem,
+    )
+    if wrong := [f"store.{name} {what}" for name, what in faults(found)]:
+        raise _bad("; ".join(wrong))
+    return found
+
+
+def plan(message: pb.ExpectPodRequest | pb.PrepareRestoreRequest) -> Plan:
     if len(message.done) > _MAX_CONTAINERS or len(message.commands) > _MAX_CONTAINERS:
         raise _bad("too many containers")
     if message.ByteSize() > _MAX_COMMAND_BYTES:
