@@ -113,6 +113,7 @@ class Arriving:
         for task in tasks:
             restored = task.result()
             self._restored[restored.container] = restored
+        store.require_shared()
         return sum(len(restored.pids) for restored in self._restored.values())
 
     def verify(self) -> None:

@@ -156,6 +156,7 @@ class Copier:
             seconds=seconds,
             since_s=result.since_us / 1e6,
             bandwidth=session.bandwidth,
+            fixed_ms=rounds.fixed_ms(result.freeze_us, result.carried_bytes, session.bandwidth),
         )
         session.left_bytes = done.left_bytes
         session.count = result.processes

@@ -145,13 +145,22 @@ class PageStore:
                 os.close(process.fd)
             self._processes.clear()
 
+    def forget(self, vpid: int) -> None:
+        """What has come of it counts no more."""
+        with self._lock:
+            process = self._processes.pop(vpid, None)
+            if process is not None:
+                os.close(process.fd)
+
+    def _open(self, vpid: int) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self._directory / f"pages-{vpid}.img", flags, 0o600)
+
     def _process(self, vpid: int) -> _Process:
         process = self._processes.get(vpid)
         if process is None:
             with self._lock:
                 process = self._processes.get(vpid)
                 if process is None:
-                    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                    fd = os.open(self._directory / f"pages-{vpid}.img", flags, 0o600)
-                    process = self._processes[vpid] = _Process(fd)
+                    process = self._processes[vpid] = _Process(self._open(vpid))
         return process
