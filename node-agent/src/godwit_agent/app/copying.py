@@ -158,7 +158,7 @@ class Copier:
             bandwidth=session.bandwidth,
             fixed_ms=rounds.fixed_ms(result.freeze_us, result.carried_bytes, session.bandwidth),
         )
-        session.left_bytes = done.left_bytes
+        session.left_bytes, session.fixed_ms = done.left_bytes, done.fixed_ms
         session.count = result.processes
         return done
 

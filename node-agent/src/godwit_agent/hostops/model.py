@@ -106,7 +106,7 @@ class PodState:
 
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
-    """Sizes of one container; memory counts what has to be copied (private, populated)."""
+    """Sizes of one container; memory counts what has to be copied: private, and shared once."""
 
     name: str
     id: str
@@ -144,8 +144,9 @@ class RoundStats:
     ``dirty_bytes``: found changed since the last pass; ``copied_bytes``: given
     to the sink; ``duration_us``: scan and copy; ``since_us``: from the start of
     the previous pass to this one (0 for the first); ``parts_us``: named parts;
-    ``processes``: that were found. What a freeze will cost however little is written: ``freeze_us``, and ``carried_bytes`` of shared memory
-    that CRIU itself dumps, sends and restores.
+    ``processes``: that were found. What a freeze will cost however little is written:
+    ``freeze_us``, and ``carried_bytes`` of shared memory that CRIU itself dumps, sends and
+    restores.
     """
 
     dirty_bytes: int
