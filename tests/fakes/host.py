@@ -359,6 +359,9 @@ class FakeStore(_Part):
     def bind(self, successor: PodState) -> None:
         self.node.do("bind")
 
+    def charge(self, successor: PodState) -> None:
+        self.node.do("charge")
+
     def start_daemons(self) -> None:
         self.node.do("start_daemons")
 

@@ -222,6 +222,27 @@ def test_memory_that_is_cut_off_is_read_no_further(
     assert compare(sink, (pid,)) == 1
 
 
+def test_it_is_counted_where_a_process_of_that_cgroup_would_be(
+    sink: Sink, holders: Holders, memory: SharedMemory
+) -> None:
+    pid, _ = holders.make("counted", os.urandom(1 << 20) + bytes(1 << 20) + os.urandom(1 << 20))
+    copy(memory, (pid,), sink)
+    top = Path("/sys/fs/cgroup/memory")
+    counter = "memory.usage_in_bytes" if top.is_dir() else "memory.current"
+    place = (top if top.is_dir() else top.parent) / f"godwit-test-{os.getpid()}"
+    place.mkdir()
+    try:
+        sink.store.charge(place, 1 << 30)
+        assert 2 << 20 <= int((place / counter).read_text()) < 4 << 20
+        memory.round("main", sink, lambda: False)
+        memory.final("main", sink)
+        sink.store.complete_all()
+        assert compare(sink, (pid,)) == 768
+    finally:
+        sink.store.close()
+        place.rmdir()
+
+
 def test_two_of_one_number_are_left_to_criu() -> None:
     def found(number: int, *, sysv: bool) -> sharedobjects.Found:
         return sharedobjects.Found(1, number, "/nowhere", "name", sysv)

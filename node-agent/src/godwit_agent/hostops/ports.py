@@ -220,6 +220,10 @@ class TargetStore(Protocol):
         """The successor's volumes and upper directories exist: what was staged goes there.
         May be called again when another container has appeared. ``Aborted(CopyFailed)``."""
 
+    def charge(self, successor: PodState) -> None:
+        """Shared memory that has come counts as the successor's from now on. While no pages
+        come; best effort."""
+
     def start_daemons(self) -> None:
         """Page daemons of all containers whose bootstrap images have come. Before the freeze;
         restarts those whose bootstrap has changed."""

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import msgspec
 
+from godwit_agent import log
+from godwit_agent.hostops import charging
 from godwit_agent.hostops.filerecords import Record
 from godwit_agent.hostops.pagestore import PageStore
 from godwit_agent.hostops.sharedmemory import SHARED, About
@@ -40,6 +42,7 @@ class _Object:
     about: About
     fd: int
     size: int
+    charged: bool = False
 
 
 class SharedStore(PageStore):
@@ -70,13 +73,33 @@ class SharedStore(PageStore):
         if about.gone:
             self._drop(index)
         elif known is None:
-            flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if about.sealable else 0)
-            fd = os.memfd_create(os.fsdecode(about.name), flags)
-            self._objects[index] = _Object(about, fd, record.size)
+            self._objects[index] = _Object(about, self._make(about), record.size)
         elif known.about != about:
             raise Rejected(Reason.MALFORMED, f"shared memory {index} has become another one")
         else:
             known.size = record.size
+
+    def charge(self, place: Path, available: int) -> None:
+        """From now on it counts as memory of the cgroup ``place`` (``charging``), as far as there
+        is room for a second copy of one object. While no pages come."""
+        for index, one in self._objects.items():
+            size, used = os.fstat(one.fd).st_size, os.fstat(one.fd).st_blocks * 512
+            if one.charged or not used or used > available // 2 or one.about.sysv:
+                continue
+            fd, process = self._make(one.about), self._process(SHARED | index)
+            writes = process.writes
+            try:
+                os.ftruncate(fd, size)
+                if not charging.copy_within(place, one.fd, fd, size):
+                    log.warning("shared memory stays the agent's", number=one.about.number)
+                    continue
+                with process.lock:
+                    if process.writes == writes:
+                        os.dup2(fd, process.fd, inheritable=False)
+                        os.dup2(fd, one.fd, inheritable=False)
+                        one.charged = True
+            finally:
+                os.close(fd)
 
     def complete_all(self) -> int:
         """Every object has its size and every page of it. Bytes. ``Aborted(VerifyFailed)``."""
@@ -137,6 +160,11 @@ class SharedStore(PageStore):
         super().close()
         for index in list(self._objects):
             self._drop(index)
+
+    @staticmethod
+    def _make(about: About) -> int:
+        flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if about.sealable else 0)
+        return os.memfd_create(os.fsdecode(about.name), flags)
 
     def _open(self, vpid: int) -> int:
         one = self._objects.get(vpid & ~SHARED)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from godwit_agent.hostops import filerecords, hotpages
+from godwit_agent.hostops import charging, filerecords, hotpages
 from godwit_agent.hostops.filerecords import Kind
 from godwit_agent.hostops.filetarget import TargetFiles
 from godwit_agent.hostops.gate import Gate
@@ -130,6 +130,12 @@ class HostTargetStore:
 
     def bind(self, successor: PodState) -> None:
         self._files.bind(successor)
+
+    def charge(self, successor: PodState) -> None:
+        place = charging.place_of(self._layout, successor.sandbox)
+        for part in self._parts.values() if place else ():
+            assert place
+            part.shared.charge(place, available_bytes())
 
     def start_daemons(self) -> None:
         for part in self._parts.values():
