@@ -118,6 +118,8 @@ def test_every_page_arrives(process: int, sink: Sink) -> None:
     assert sink.store.complete_all() > 4 << 20
     assert compare(sink, pids) > 5 * 1024
     assert len(memory.taken("main")) == 6
+    assert memory.carried_bytes() == 4 << 20, "the segment that nobody has attached"
+    assert memory.fill_us() > 0, "the one that is attached"
     assert last.copied < sent[0] / 4
     stop(pids, on=False)
     memory.close()

@@ -14,7 +14,7 @@ import mmap
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -119,7 +119,7 @@ class SharedMemory:
         self._view = memoryview(self._buffer)
         self._at = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
 
-    def announce(self, container: str, pids: Iterable[int], sink: CopySink) -> bool:
+    def announce(self, container: str, pids: Sequence[int], sink: CopySink) -> bool:
         """Looks for objects; whether there are new ones, of which the target must have heard
         before their pages come. One that nobody has any more is forgotten."""
         there = sharedobjects.of(pids)
@@ -136,7 +136,11 @@ class SharedMemory:
         for name, key in [known for known in self._objects if known[0] == container]:
             if key not in keys:
                 self._forget(self._objects.pop((name, key)), sink)
-        self._carried[container] = sharedobjects.used_bytes(i for i in there if i.key in carried)
+        attached = {one.number for one in there if one.sysv}
+        detached = sharedobjects.segments(pids[0]) if pids else {}
+        self._carried[container] = sharedobjects.used_bytes(
+            one for one in there if one.key in carried
+        ) + sum(size for number, size in detached.items() if number not in attached)
         return new
 
     def taken(self, container: str) -> tuple[tuple[int, int], ...]:
