@@ -102,6 +102,23 @@ def test_two_words_that_change_places_make_another_page(one: int, other: int) ->
     assert bool(table.changed(memory.at, 0, 1)) == (one != other)
 
 
+@settings(deadline=None)
+@given(st.integers(1, 256 * PAGE), st.data())
+def test_a_fingerprint_tells_any_change(length: int, data: st.DataObject) -> None:
+    content = bytearray(os.urandom(length))
+    before = pagedigest.fingerprint(bytes(content))
+    assert pagedigest.fingerprint(bytes(content)) == before
+    at = data.draw(st.integers(0, length - 1))
+    content[at] ^= 1 << data.draw(st.integers(0, 7))
+    assert pagedigest.fingerprint(bytes(content)) != before
+
+
+def test_pages_that_change_places_make_another_fingerprint() -> None:
+    one, other = os.urandom(PAGE), os.urandom(PAGE)
+    assert pagedigest.fingerprint(one + other) != pagedigest.fingerprint(other + one)
+    assert pagedigest.fingerprint(one) != pagedigest.fingerprint(one + bytes(PAGE))
+
+
 _SIZE = Table.PAGES * PAGE
 
 

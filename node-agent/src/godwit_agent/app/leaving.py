@@ -86,7 +86,7 @@ class Leaving:
             since_us=memory.since_us,
             parts_us={**memory.parts_us, **files.parts_us},
             processes=memory.processes,
-            freeze_us=memory.freeze_us,
+            freeze_us=memory.freeze_us + files.freeze_us,
             carried_bytes=memory.carried_bytes,
         )
 
