@@ -15,6 +15,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -34,6 +35,7 @@ SHARED = 1 << 31
 # What the target copies into a SysV segment in the freeze, measured: pages that are used first.
 _FILL_BYTES_PER_S = 1 << 30
 
+_LOOKERS = max(1, min(4, (os.cpu_count() or 2) // 2))
 _BUFFER_BYTES = 2 << 20
 _TABLE_BYTES = Table.PAGES * PAGE
 _MAX_RANGES = (1 << 20) // 16
@@ -118,6 +120,9 @@ class SharedMemory:
         self._buffer.write(bytes(_BUFFER_BYTES))
         self._view = memoryview(self._buffer)
         self._at = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        # the library works without the interpreter's lock; one processor is not enough for
+        # the memory that a large node has
+        self._lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="look")
 
     def announce(self, container: str, pids: Sequence[int], sink: CopySink) -> bool:
         """Looks for objects; whether there are new ones, of which the target must have heard
@@ -182,6 +187,7 @@ class SharedMemory:
         for one in self._objects.values():
             one.close()
         self._objects.clear()
+        self._lookers.shutdown(wait=False)
 
     def _of(self, container: str) -> Iterator[_Object]:
         for (name, _), one in list(self._objects.items()):
@@ -235,44 +241,49 @@ class SharedMemory:
         one.map(size)
         ranges = list(_pages(sharedobjects.data_ranges(one.fd, size)))
         self._holes(one, sink, ranges)
-        for number, start, end in _pieces(ranges):
-            if cancelled():
-                raise Aborted(Reason.CANCELLED, "cancelled while shared memory was copied")
-            table = one.tables.get(number)
-            if table is None:
-                table = one.tables[number] = Table()
+        pieces = list(_pieces(ranges))
+        for number, start, end in pieces:
+            if number not in one.tables:
+                one.tables[number] = Table()
             if not last:
                 _libc.madvise(one.address + start, end - start, _POPULATE_READ)
-            base = number * _TABLE_BYTES
-            begin = time.monotonic_ns()
-            first, count = (start - base) // PAGE, (end - start) // PAGE
-            runs = table.changed(one.address + start, first, count)
-            totals.look_ns += time.monotonic_ns() - begin
+
+        def look(piece: tuple[int, int, int]) -> list[tuple[int, int]] | None:
+            number, start, end = piece
+            first = (start - number * _TABLE_BYTES) // PAGE
+            return one.tables[number].changed(one.address + start, first, (end - start) // PAGE)
+
+        begin = time.monotonic_ns()
+        found = list(self._lookers.map(look, pieces))
+        totals.look_ns += time.monotonic_ns() - begin
+        for (number, _, _), runs in zip(pieces, found, strict=True):
             if runs is None and last:
-                raise OSError(errno.EFAULT, f"shared memory {one.about.number} is cut off")
+                raise _cut_off(one)
             for low, high in runs or ():
+                if cancelled():
+                    raise Aborted(Reason.CANCELLED, "cancelled while shared memory was copied")
                 totals.dirty += (high - low) * PAGE
-                self._send(one, sink, table, base, low * PAGE, high * PAGE, totals, last=last)
+                self._send(one, sink, number, low * PAGE, high * PAGE, totals, last=last)
         return ranges
 
     def _send(
         self,
         one: _Object,
         sink: CopySink,
-        table: Table,
-        base: int,
+        table_number: int,
         start: int,
         end: int,
         totals: Totals,
         *,
         last: bool,
     ) -> None:
-        """A copy is judged and sent, as others may go on writing."""
+        """A copy is judged and sent, as others may go on writing. Offsets within the table."""
+        table, base = one.tables[table_number], table_number * _TABLE_BYTES
         for at in range(start, end, _BUFFER_BYTES):
             length = min(_BUFFER_BYTES, end - at)
             if not pagedigest.copy(self._at, one.address + base + at, length):
                 if last:
-                    raise OSError(errno.EFAULT, f"shared memory {one.about.number} is cut off")
+                    raise _cut_off(one)
                 return
             table.sent(self._at, at // PAGE, length // PAGE)
             totals.copied += length
@@ -294,6 +305,10 @@ class SharedMemory:
                     length = (high - low) * PAGE
                     sink.zero(one.container, SHARED | one.index, base + low * PAGE, length)
                 at = end
+
+
+def _cut_off(one: _Object) -> OSError:
+    return OSError(errno.EFAULT, f"shared memory {one.about.number} is cut off")
 
 
 def _pages(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
