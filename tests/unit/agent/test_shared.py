@@ -179,6 +179,33 @@ def test_a_complete_object_has_its_size(store: SharedStore) -> None:
     assert os.fstat(store._objects[1].fd).st_size == PAGE + 10
 
 
+def test_a_complete_object_is_changed_by_nobody(store: SharedStore) -> None:
+    announce(store, PAGE)
+    store.write(SHARED | 1, 0, memoryview(b"x" * PAGE))
+    populated(store, (0, PAGE))
+    store.complete_all()
+    of_a_process = os.dup(store._objects[1].fd)
+    for late in (
+        lambda: store.write(SHARED | 1, 0, memoryview(b"y" * PAGE)),
+        lambda: store.zero(SHARED | 1, 0, PAGE),
+        lambda: announce(store, 0, msgspec.structs.replace(ABOUT, gone=True)),
+        lambda: announce(store, 0, msgspec.structs.replace(ABOUT, copy=8)),
+    ):
+        with pytest.raises(Rejected, match="complete"):
+            late()
+    assert store.complete_all() == PAGE, "it may be asked for again"
+    store.close()
+    assert os.pread(of_a_process, 2 * PAGE, 0) == b"x" * PAGE
+    os.close(of_a_process)
+
+
+def test_what_an_earlier_copy_still_sends_is_refused(store: SharedStore) -> None:
+    announce(store, PAGE)
+    announce(store, PAGE, msgspec.structs.replace(ABOUT, copy=8), index=2)
+    with pytest.raises(Rejected, match="not announced"):
+        store.write(SHARED | 1, 0, memoryview(b"x" * PAGE))
+
+
 @pytest.mark.parametrize(
     ("size", "ranges"),
     [

@@ -150,12 +150,10 @@ class PageStore:
                 os.close(process.fd)
             self._processes.clear()
 
-    def forget(self, vpid: int) -> None:
-        """What has come of it counts no more."""
+    def forget(self, vpid: int) -> _Process | None:
+        """What has come of it counts no more; its file is the caller's to close."""
         with self._lock:
-            process = self._processes.pop(vpid, None)
-            if process is not None:
-                os.close(process.fd)
+            return self._processes.pop(vpid, None)
 
     def _open(self, vpid: int) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -35,6 +35,7 @@ SHARED = 1 << 31
 # What the target copies into a SysV segment in the freeze, measured: pages that are used first.
 _FILL_BYTES_PER_S = 1 << 30
 
+_MAX_OBJECTS, _COPIES = 1 << 16, 1 << 15
 _LOOKERS = max(1, min(4, (os.cpu_count() or 2) // 2))
 _BUFFER_BYTES = 2 << 20
 _TABLE_BYTES = Table.PAGES * PAGE
@@ -113,8 +114,10 @@ class SharedMemory:
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._objects: dict[tuple[str, tuple[int, int, bool]], _Object] = {}
-        self._count = 0
         self._copy = int.from_bytes(os.urandom(7))
+        # what an earlier copy's connection still brings is for numbers that nobody knows any more
+        self._count = self._copy % _COPIES * _MAX_OBJECTS
+        self._last = self._count + _MAX_OBJECTS - 1
         self._carried: dict[str, int] = {}
         self._buffer = mmap.mmap(-1, _BUFFER_BYTES)
         self._buffer.write(bytes(_BUFFER_BYTES))
@@ -195,6 +198,8 @@ class SharedMemory:
                 yield one
 
     def _take(self, container: str, found: Found, sink: CopySink) -> bool:
+        if self._count == self._last:
+            return False
         try:
             fd = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

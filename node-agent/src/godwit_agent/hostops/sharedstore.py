@@ -31,7 +31,6 @@ _IMAGE = re.compile(r"pagemap-shmem-(\d+)\.img\Z")
 _ASKED = struct.Struct("=Q")
 _ANSWER = struct.Struct("=QQ")
 _TIMEOUT_S = 5.0
-_MAX_OBJECTS = 1 << 16
 _MAX_NAME = 249  # memfd_create(2)
 _MAX_BYTES = 1 << 52
 _decoder = msgspec.msgpack.Decoder(About)
@@ -54,18 +53,28 @@ class SharedStore(PageStore):
         self._objects: dict[int, _Object] = {}
         self._by_number: dict[int, _Object] = {}
         self._given: set[int] = set()
-        self._complete = False
+        self._retired: list[int] = []
+        self._complete, self._total = False, 0
         self._server: socket.socket | None = None
+
+    def write(self, vpid: int, vaddr: int, data: memoryview) -> None:
+        self._require_incomplete()
+        super().write(vpid, vaddr, data)
+
+    def zero(self, vpid: int, vaddr: int, length: int) -> None:
+        self._require_incomplete()
+        super().zero(vpid, vaddr, length)
 
     def announce(self, record: Record, body: memoryview) -> None:
         """An object, before its pages; again in the freeze, with the size that counts."""
+        self._require_incomplete()
         try:
             about = _decoder.decode(body)
         except msgspec.MsgspecError as error:
             raise Rejected(Reason.MALFORMED, f"shared memory: {error}") from error
         index = record.number
         wrong = len(about.name) > _MAX_NAME or b"\0" in about.name or about.number < 0
-        if wrong or not 0 < index < _MAX_OBJECTS or record.size > _MAX_BYTES:
+        if wrong or not 0 < index < SHARED or record.size > _MAX_BYTES:
             raise Rejected(Reason.MALFORMED, f"shared memory {index} has a wrong form")
         for former in [i for i, one in self._objects.items() if one.about.copy != about.copy]:
             self._drop(former)
@@ -82,7 +91,7 @@ class SharedStore(PageStore):
     def charge(self, place: Path, available: int) -> None:
         """From now on it counts as memory of the cgroup ``place`` (``charging``), as far as there
         is room for a second copy of one object. While no pages come."""
-        for index, one in self._objects.items():
+        for index, one in () if self._complete else self._objects.items():
             size, used = os.fstat(one.fd).st_size, os.fstat(one.fd).st_blocks * 512
             if one.charged or not used or used > available // 2 or one.about.sysv:
                 continue
@@ -103,6 +112,8 @@ class SharedStore(PageStore):
 
     def complete_all(self) -> int:
         """Every object has its size and every page of it. Bytes. ``Aborted(VerifyFailed)``."""
+        if self._complete:
+            return self._total
         total = 0
         self._by_number.clear()
         for index, one in self._objects.items():
@@ -120,7 +131,7 @@ class SharedStore(PageStore):
             self._by_number[one.about.number] = one
         if len(self._by_number) != len(self._objects):
             raise Aborted(Reason.VERIFY_FAILED, "two objects of shared memory have one number")
-        self._complete = True
+        self._complete, self._total = True, total
         if self._objects:
             self.listen()
         return total
@@ -157,9 +168,12 @@ class SharedStore(PageStore):
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
             server.close()
+        # no more than closed: they may be the memory of a process by now
         super().close()
-        for index in list(self._objects):
-            self._drop(index)
+        self._retired += (one.fd for one in self._objects.values())
+        self._objects.clear()
+        while self._retired:
+            os.close(self._retired.pop())
 
     @staticmethod
     def _make(about: About) -> int:
@@ -172,11 +186,18 @@ class SharedStore(PageStore):
             raise Rejected(Reason.MALFORMED, f"shared memory {vpid & ~SHARED} is not announced")
         return os.dup(one.fd)
 
+    def _require_incomplete(self) -> None:
+        """What is complete may be the memory of a process already, and is only its own then."""
+        if self._complete:
+            raise Rejected(Reason.WRONG_STEP, "shared memory that is complete takes nothing more")
+
     def _drop(self, index: int) -> None:
         one = self._objects.pop(index, None)
         if one is not None:
-            self.forget(SHARED | index)
-            os.close(one.fd)
+            # not closed: a connection that has not ended may be writing to that number
+            process = self.forget(SHARED | index)
+            self._retired += (one.fd, *((process.fd,) if process else ()))
+            os.ftruncate(one.fd, 0)
 
     def _serve(self, server: socket.socket) -> None:
         while True:
