@@ -111,7 +111,11 @@ def test_what_any_freeze_pays_is_in_the_prediction_and_no_round_changes_it(
     decision = rounds.decide(done, budget_ms=budget_ms, steps_left=2)
     assert decision.predicted_freeze_ms >= FIXED_FREEZE_MS + fixed_ms
     if budget_ms and FIXED_FREEZE_MS + fixed_ms > budget_ms:
-        assert decision.verdict is Verdict.REFUSE
+        assert decision.verdict is not Verdict.SWITCH
+    if len(done) > 1:
+        always = [replace(one, fixed_ms=fixed_ms) for one in done]
+        refused = rounds.decide(always, budget_ms=budget_ms, steps_left=2).verdict
+        assert not 0 < budget_ms < FIXED_FREEZE_MS + fixed_ms or refused is Verdict.REFUSE
 
 
 def test_memory_that_criu_carries_is_paid_for_at_its_rate_and_the_links() -> None:

@@ -103,15 +103,16 @@ def decide(
 ) -> Decision:
     """After the rounds ``done``, oldest first; ``budget_ms`` 0: none.
 
-    A budget below ``base_ms`` is refused before the first round, and one below what shared
-    memory adds to it after that: no round can help, and no slower pod.
+    A budget below ``base_ms`` is refused before the first round, and one below the least that
+    shared memory has added to it after that: no round can help, and no slower pod.
     ``steps_left``: how often the pod may still be slowed down before a budget is refused;
     ``done`` then begins anew with the last round before the step.
     """
     last = done[-1] if done else None
+    least = base_ms + min((one.fixed_ms for one in done if not one.first), default=0)
     base_ms += last.fixed_ms if last else 0
     predicted = predicted_freeze_ms(last.left_bytes, last.bandwidth, base_ms) if last else base_ms
-    if budget_ms and base_ms > budget_ms:
+    if budget_ms and least > budget_ms:
         return Decision(Verdict.REFUSE, predicted)
     verdict = _verdict(done, predicted, budget_ms)
     if verdict is Verdict.REFUSE and steps_left > 0:
