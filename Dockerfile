@@ -20,7 +20,8 @@ RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
       criu iproute2 tar patchelf gcc libc6-dev
 COPY scripts/bundle-criu /usr/local/bin/
 COPY node-agent/native /src/native
-RUN bundle-criu /payload/criu /src/native
+RUN bundle-criu /payload/criu /src/native \
+    && gcc -Wall -Wextra -O2 -shared -fPIC -o /pages.so /src/native/pages.c
 
 FROM ${BASE_IMAGE} AS python
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
@@ -54,6 +55,7 @@ RUN DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommend
     && ln -s /usr/lib/python3/dist-packages/pycriu "$(echo /app/venv/lib/python3*/site-packages)/pycriu"
 COPY --from=criu /payload /payload
 COPY --from=hook /godwit-hook /payload/bin/godwit-hook
+COPY --from=criu /pages.so /app/lib/pages.so
 COPY api/src /app/src
 COPY node-agent/src /app/src
 RUN python3 -m compileall -q /app/src

@@ -19,6 +19,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "criu-shared.h"
+
 /* Whole file with a final zero; NULL if it cannot be read. */
 static char *load(int directory, const char *name)
 {
@@ -161,5 +163,7 @@ int openat64(int directory, const char *path, int flags, ...)
 	int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, int) : 0;
 	va_end(list);
 	int fd = strcmp(path, "smaps") ? -1 : known_flags(directory);
+	if (!(flags & O_CREAT) && shared_restore(directory, path))
+		return -1;
 	return fd >= 0 ? fd : (int)syscall(SYS_openat, directory, path, flags, mode);
 }

@@ -101,6 +101,9 @@ class FakeNode:
         self.world, self.name = world, name
         self.pods_here: dict[str, PodState] = {}
         self.dirty = [1 << 20, 4096, 0]
+        self.shared: tuple[tuple[int, int], ...] = ()  # of the source, by device and inode
+        self.shared_us = 0
+        self.left_out: tuple[tuple[int, int], ...] = ()
         self.frozen_ids: set[str] = set()
         self.guard_files: dict[str, Guard] = {}
         self.expected_pods: dict[str, str] = {}
@@ -239,6 +242,13 @@ class _Memory(_Part):
     def bootstrap(self) -> Iterable[tuple[str, str, bytes]]:
         return [("app", "pstree.img", b"tree"), ("app", "inventory.img", b"inv")]
 
+    def announce(self, sink: CopySink) -> bool:
+        self.node.do("announce")
+        return self.rounds == 0
+
+    def shared(self, container: str) -> tuple[tuple[int, int], ...]:
+        return self.node.shared
+
     def round(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         self.node.do("round")
         now = time.monotonic()
@@ -248,7 +258,7 @@ class _Memory(_Part):
         dirty = int(dirty * min(self.node.cpus.values(), default=1.0)) // len(PAGE) * len(PAGE)
         for start in range(0, dirty, len(PAGE)):
             sink.pages("app", 1, 0x10000 + start, memoryview(PAGE))
-        return RoundStats(dirty, dirty, 10, since_us)
+        return RoundStats(dirty, dirty, 10, since_us, freeze_us=self.node.shared_us)
 
     def final(self, sink: CopySink) -> RoundStats:
         self.node.do("final_memory")
@@ -283,6 +293,9 @@ class _Copies(_Part):
 class _Dump(_Part):
     def wait_waiting(self, timeout_s: float) -> None:
         self.node.do("dump_gated")
+
+    def leave_out(self, shared: Iterable[tuple[int, int]]) -> None:
+        self.node.left_out = tuple(shared)
 
     def open_gate(self) -> None:
         self.node.do("dump")
@@ -346,6 +359,9 @@ class FakeStore(_Part):
     def bind(self, successor: PodState) -> None:
         self.node.do("bind")
 
+    def charge(self, successor: PodState) -> None:
+        self.node.do("charge")
+
     def start_daemons(self) -> None:
         self.node.do("start_daemons")
 
@@ -353,6 +369,9 @@ class FakeStore(_Part):
         self.node.do("complete")
         assert ("image", "app", "core-1.img", b"core") in self.got, "acknowledged too early"
         return StoreTotals(4096, 4, 1)
+
+    def require_shared(self) -> None:
+        self.node.do("require_shared")
 
     def destroy(self) -> None:
         self.node.do("destroy_store")

@@ -33,6 +33,7 @@ BASE = builder_root()
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NATIVE = ROOT / "node-agent/native"
+_SHIM = ("criu-shim.c", "criu-vmas.c", "criu-shared.c")
 RUNC_ROOT = "/run/containerd/runc/k8s.io"
 TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 
@@ -207,7 +208,7 @@ class Lab:
             str(local("/opt/godwit/criu/criu-shim.so")),
             str(local("/opt/godwit/criu/bin/tar")),
         )
-        sources = [str(NATIVE / name) for name in ("criu-shim.c", "criu-vmas.c")]
+        sources = [str(NATIVE / name) for name in _SHIM]
         run("gcc", "-O2", "-shared", "-fPIC", "-o", shim, *sources)
         run("gcc", "-O2", "-static", "-o", tar, str(NATIVE / "criu-tar.c"))
         return node

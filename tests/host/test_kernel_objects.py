@@ -87,6 +87,7 @@ def move(scene: Lab, state: PodState, here: Node, there: Node) -> tuple[Pod, Pod
     memory, files = HostSourceMemory(state, Tracking.USERFAULTFD), source.copies.files(state)
     for _ in range(2):
         files.round(store)
+        memory.announce(store)
         for owner, name, content in memory.bootstrap():
             store.image(owner, name, 0, len(content), memoryview(content))
         memory.round(store)
@@ -103,6 +104,7 @@ def move(scene: Lab, state: PodState, here: Node, there: Node) -> tuple[Pod, Pod
     far.close_door()
     dump = source.dumps.prepare(container, uid)
     dump.wait_waiting(10)
+    dump.leave_out(memory.shared("main"))
     frozen = source.cgroups.freeze([container.id], 5)
     door.drop()
     begin = time.monotonic()
@@ -137,7 +139,8 @@ def move(scene: Lab, state: PodState, here: Node, there: Node) -> tuple[Pod, Pod
             log = there.layout.local(store.slots()["main"].work) / "restore.log"
             shutil.copy(log, keep)
     print(f"restore {1000 * (time.monotonic() - begin):.0f} ms")
-    there.run("ip", "route", "add", f"{IP}/32", "dev", successor.host_interface)
+    store.require_shared()
+    there.run("ip", "route", "replace", f"{IP}/32", "dev", successor.host_interface)
     here.run("ip", "route", "replace", f"{IP}/32", "via", there.address)
     scene.route(IP, there)
     far.open_door()

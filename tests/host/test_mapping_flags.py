@@ -18,7 +18,8 @@ pytestmark = [
     pytest.mark.host,
     pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc"),
 ]
-_SOURCE = Path(__file__).parents[2] / "node-agent" / "native" / "criu-vmas.c"
+_NATIVE = Path(__file__).parents[2] / "node-agent" / "native"
+_SOURCES = [str(_NATIVE / name) for name in ("criu-vmas.c", "criu-shared.c")]
 # Maps some memory, then does what it is told line by line.
 _SUBJECT = """
 import ctypes, mmap, sys
@@ -53,7 +54,7 @@ class Subject:
     def __init__(self, directory: Path) -> None:
         self.library = directory / "vmas.so"
         flags = ("-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC")
-        subprocess.run(["gcc", *flags, "-o", str(self.library), str(_SOURCE)], check=True)
+        subprocess.run(["gcc", *flags, "-o", str(self.library), *_SOURCES], check=True)
         self.directory = directory / "flags"
         self.directory.mkdir()
         self.process = subprocess.Popen(

@@ -32,6 +32,7 @@ class MemorySpool:
     """Counts what comes, keeps nothing."""
 
     bytes_sent = 0
+    takes_shared = False
     usable = True
     failure: Exception | None = None
 

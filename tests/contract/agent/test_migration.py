@@ -205,6 +205,40 @@ def test_a_budget_that_cannot_be_met_is_refused_before_the_freeze(cluster: Clust
     assert cluster.switch().committed
 
 
+def test_shared_memory_is_left_out_of_the_dump_and_must_be_taken(cluster: Cluster) -> None:
+    cluster.a.fake.shared = ((1, 77), (1, 78))
+    cluster.ready()
+    got = cluster.switch()
+    assert got.committed, got.failure
+    assert cluster.a.fake.left_out == ((1, 77), (1, 78))
+    effects = cluster.world.effects
+    assert effects.index("a.announce") < effects.index("a.round")
+    assert effects.index("b.restore") < effects.index("b.require_shared")
+    assert effects.index("b.require_shared") < effects.index("b.resume")
+
+
+def test_a_copy_without_its_shared_memory_never_runs(cluster: Cluster) -> None:
+    cluster.ready()
+
+    def lacks() -> None:
+        raise Aborted(Reason.VERIFY_FAILED, "shared memory 77 has not been taken")
+
+    cluster.world.fail["b.require_shared"] = lacks
+    got = cluster.switch()
+    assert got.failure.reason == Reason.VERIFY_FAILED
+    assert "b.resume" not in cluster.world.effects
+    assert not cluster.a.fake.frozen_ids
+
+
+def test_what_shared_memory_adds_to_a_freeze_counts_before_it(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.a.fake.shared_us = 500_000
+    got = cluster.switch(budget_ms=600)
+    assert got.failure.reason == Reason.FREEZE_BUDGET_EXCEEDED
+    assert "a.freeze" not in cluster.world.effects
+    assert cluster.switch(budget_ms=900).committed
+
+
 def test_a_copy_that_does_not_converge_within_its_budget_is_over(cluster: Cluster) -> None:
     cluster.prepare()
     with pytest.raises(grpc.RpcError) as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,6 +100,29 @@ def test_a_budget_below_what_is_paid_anyway_is_refused_before_a_byte_is_sent() -
     decision = rounds.decide([], budget_ms=FIXED_FREEZE_MS - 1)
     assert decision == Decision(Verdict.REFUSE, FIXED_FREEZE_MS)
     assert rounds.decide([], budget_ms=FIXED_FREEZE_MS).verdict is Verdict.AGAIN
+
+
+@settings(deadline=None)
+@given(HISTORIES, st.integers(0, 60_000), BUDGETS)
+def test_what_any_freeze_pays_is_in_the_prediction_and_no_round_changes_it(
+    done: list[Round], fixed_ms: int, budget_ms: int
+) -> None:
+    done[-1] = replace(done[-1], fixed_ms=fixed_ms)
+    decision = rounds.decide(done, budget_ms=budget_ms, steps_left=2)
+    assert decision.predicted_freeze_ms >= FIXED_FREEZE_MS + fixed_ms
+    if budget_ms and FIXED_FREEZE_MS + fixed_ms > budget_ms:
+        assert decision.verdict is not Verdict.SWITCH
+    if len(done) > 1:
+        always = [replace(one, fixed_ms=fixed_ms) for one in done]
+        refused = rounds.decide(always, budget_ms=budget_ms, steps_left=2).verdict
+        assert not 0 < budget_ms < FIXED_FREEZE_MS + fixed_ms or refused is Verdict.REFUSE
+
+
+def test_memory_that_criu_carries_is_paid_for_at_its_rate_and_the_links() -> None:
+    carried = rounds.CARRIED_BYTES_PER_S
+    assert rounds.fixed_ms(5_000, 0, BANDWIDTH) == 5
+    assert rounds.fixed_ms(0, carried, 0) == 1000
+    assert rounds.fixed_ms(0, carried, carried) == 2000
 
 
 @settings(deadline=None)

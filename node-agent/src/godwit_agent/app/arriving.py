@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from godwit_agent import log
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import Outgoing, Packet, Plan, Restored, Slot, SuccessorNetwork
 from godwit_agent.hostops.ports import HeldConnections, Host, PodNetwork, TargetStore
-from godwit_api.errors import Retryable, Unsafe
+from godwit_api.errors import GodwitError, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _DRAIN_TIMEOUT_S = 5.0
@@ -76,6 +77,13 @@ class Arriving:
 
         return self._host.hooks.wait(look, timeout_s)
 
+    def charge(self) -> None:
+        """Once the successor is there: shared memory that lies here becomes its own to pay for."""
+        try:
+            self._require_store().charge(self._host.pods.find(self._successor))
+        except (GodwitError, OSError) as error:
+            log.warning("shared memory stays the agent's", uid=self._uid, error=error)
+
     def arm(self) -> None:
         """Does what ``restore`` and ``run`` need and may be slow."""
         store = self._require_store()
@@ -113,6 +121,7 @@ class Arriving:
         for task in tasks:
             restored = task.result()
             self._restored[restored.container] = restored
+        store.require_shared()
         return sum(len(restored.pids) for restored in self._restored.values())
 
     def verify(self) -> None:

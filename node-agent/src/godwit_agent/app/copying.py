@@ -134,6 +134,8 @@ class Copier:
                 f"after {number} rounds the freeze is predicted to last "
                 f"{decision.predicted_freeze_ms} ms, the budget is {budget_ms} ms"
             )
+            if session.fixed_ms:
+                message += f", of which shared memory takes {session.fixed_ms} ms"
             if share < 1:
                 message += f", although the pod had only {share:.0%} of its CPU time"
             raise Aborted(Reason.FREEZE_BUDGET_EXCEEDED, message)
@@ -156,8 +158,9 @@ class Copier:
             seconds=seconds,
             since_s=result.since_us / 1e6,
             bandwidth=session.bandwidth,
+            fixed_ms=rounds.fixed_ms(result.freeze_us, result.carried_bytes, session.bandwidth),
         )
-        session.left_bytes = done.left_bytes
+        session.left_bytes, session.fixed_ms = done.left_bytes, done.fixed_ms
         session.count = result.processes
         return done
 

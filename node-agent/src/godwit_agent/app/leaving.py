@@ -74,6 +74,8 @@ class Leaving:
         """One pass over memory and files while the pod runs."""
         assert self._memory
         assert self._files
+        if outlet.takes_shared and self._memory.announce(outlet):
+            outlet.sync()
         memory = self._memory.round(outlet, cancelled.is_set)
         files = self._files.round(outlet, cancelled.is_set)
         self._send_bootstrap(outlet)
@@ -84,6 +86,8 @@ class Leaving:
             since_us=memory.since_us,
             parts_us={**memory.parts_us, **files.parts_us},
             processes=memory.processes,
+            freeze_us=memory.freeze_us + files.freeze_us,
+            carried_bytes=memory.carried_bytes,
         )
 
     def throttle(self, share: float) -> None:
@@ -133,8 +137,10 @@ class Leaving:
         self._host.stores.create_source(self._uid)
         for container in self.state.containers:
             self._dumps[container.name] = self._host.dumps.prepare(container, self._uid)
-        for dump in self._dumps.values():
+        for name, dump in self._dumps.items():
             dump.wait_waiting(_GATE_TIMEOUT_S)
+            if self._memory:
+                dump.leave_out(self._memory.shared(name))
         self._workers.submit(int).result()  # its thread exists before the freeze
 
     def discard(self) -> None:

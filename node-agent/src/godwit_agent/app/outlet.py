@@ -11,6 +11,11 @@ class Outlet(CopySink, Protocol):
     """``transfer.sender.Sender``."""
 
     @property
+    def takes_shared(self) -> bool:
+        """Whether shared memory may come as pages, too."""
+        ...
+
+    @property
     def bytes_sent(self) -> int: ...
     @property
     def usable(self) -> bool: ...

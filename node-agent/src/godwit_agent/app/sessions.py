@@ -51,6 +51,7 @@ class SourceSession:
     copied: bool = False
     compress: bool = False
     left_bytes: int = 0  # for the freeze to send, by the last round
+    fixed_ms: int = 0  # what shared memory adds to any freeze, by the last round
     bandwidth: int = 0
     count: int = 0  # of processes, by the last round
     busy: Busy = field(default_factory=Busy)

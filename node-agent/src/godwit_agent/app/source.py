@@ -139,15 +139,17 @@ class Source:
                 raise Rejected(Reason.WRONG_STEP, "the source is not guarded")
             with self._turns.turn(deadline - 1.0):
                 self._copier.once_more(session)
-                base_ms = self._freezes.base_ms(session.count)
+                base_ms = self._freezes.base_ms(session.count) + session.fixed_ms
                 predicted = predicted_freeze_ms(session.left_bytes, session.bandwidth, base_ms)
                 if budget_ms and predicted > budget_ms:
                     message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
+                    if session.fixed_ms:
+                        message += f"; shared memory takes {session.fixed_ms} ms of it"
                     return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
                 timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
                 outcome = switcher.switch(timeout_s)
                 if outcome and outcome.committed:
-                    took_ms = outcome.freeze_us / 1000
+                    took_ms = max(outcome.freeze_us / 1000 - session.fixed_ms, 0)
                     left, bandwidth = session.left_bytes, session.bandwidth
                     self._freezes.learn(session.count, took_ms, left, bandwidth)
             return outcome or self._still_forward(session, deadline)

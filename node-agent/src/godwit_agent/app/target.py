@@ -119,6 +119,7 @@ class Target:
             _require_open(session)
             native = session.pod.await_gate(min(_GATE_STEP_S, deadline - time.monotonic()))
             if native is not None:
+                session.pod.charge()
                 return native
         raise Retryable(Reason.TIMED_OUT, "the successor has not come to its gate yet")
 

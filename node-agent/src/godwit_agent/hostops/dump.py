@@ -18,7 +18,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from godwit_agent.hostops import procs, repair, survive, vmaflags, watches
@@ -35,6 +35,7 @@ from godwit_api.reasons import Reason
 
 _PORT = 27000
 _FLAGS = "flags"
+_SHARED = "shared"
 # struct page_server_iov and PS_IOV_* of criu/page-xfer.c, v4.2
 _COMMAND = struct.Struct("<I4xQQQ")
 _FLUSH_AND_CLOSE, _NONSENSE = 0x1023, 0x63
@@ -91,6 +92,7 @@ class HostGatedDump:
             CRIU_CONFIG_FILE=f"{directory}/criu.conf",
             GODWIT_DIRTY_ONLY="1",  # criu-shim.c
             GODWIT_FLAGS=f"{directory}/{_FLAGS}",  # criu-vmas.c
+            GODWIT_SHARED=f"{directory}/{_SHARED}",  # criu-shared.c
         )
         environment["PATH"] = f"{layout.gate_dir}:{environment['PATH']}"
         with (self._path / "runc.log").open("wb") as log:
@@ -113,6 +115,10 @@ class HostGatedDump:
         if not self._gate.waiting() or self._process.poll() is not None:
             raise self._failure("does not come to the gate")
         vmaflags.keep(self._path / _FLAGS, procs.tree(self._container.init_pid))
+
+    def leave_out(self, shared: Iterable[tuple[int, int]]) -> None:
+        lines = (f"{device} {inode}\n" for device, inode in shared)
+        (self._path / _SHARED).write_text("".join(lines))
 
     def open_gate(self) -> None:
         self._opened = True

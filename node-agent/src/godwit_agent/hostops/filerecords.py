@@ -39,6 +39,7 @@ class Kind(StrEnum):
     TIMES = "t"  # modification time, after the content
     REMOVED = "r"
     POPULATED = "m"  # not of files: body, all memory ranges of process ``number`` (``memory``)
+    SHARED = "s"  # not of files: shared memory ``number`` of ``size`` bytes (``sharedmemory``)
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):

@@ -8,14 +8,13 @@ mapped for shared writing are read every time: their times may not tell.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from godwit_agent.hostops import containerlog, procs
+from godwit_agent.hostops import containerlog, pagedigest, procs
 from godwit_agent.hostops.containerlog import LogCopier
 from godwit_agent.hostops.filerecords import (
     CHUNK,
@@ -57,6 +56,7 @@ class TreeCopier:
         self._root = root
         self._seen: dict[bytes, _Seen] = {}
         self._overlay = tree == UPPER
+        self.looked_ns = 0  # spent on files that are read each time
 
     def run(self, emit: Emit, mapped: frozenset[int], cancelled: Callable[[], bool]) -> None:
         """One pass. Names that vanish while it runs are left for the next."""
@@ -144,7 +144,9 @@ class TreeCopier:
             emit(Record(Kind.HARDLINK, self._tree, path), leader)
             self._seen[path] = _Seen(signature)
         elif stat.S_ISREG(mode):
-            self._file(path, name, fd, emit, former)
+            looked_ns = self._file(path, name, fd, emit, former)
+            if about.st_ino in mapped:
+                self.looked_ns += looked_ns
             return False
         elif stat.S_ISLNK(mode):
             emit(self._record(Kind.SYMLINK, path, about), os.readlink(name, dir_fd=fd))
@@ -159,21 +161,26 @@ class TreeCopier:
 
     def _file(
         self, path: bytes, name: bytes, directory: int, emit: Emit, former: _Seen | None
-    ) -> None:
+    ) -> int:
+        """Nanoseconds of looking at the content; not of sending it."""
+        looked_ns = 0
         fd = os.open(name, _FILE, dir_fd=directory)
         try:
             about = os.fstat(fd)
             if not stat.S_ISREG(about.st_mode):
-                return
+                return 0
             known = former.digests if former and former.signature[0] == about.st_ino else []
             fresh = 0 if known else 1
             header = self._record(Kind.FILE, path, about, number=fresh)
             attributes = _attributes(fd, overlay=self._overlay)
             emit(header, pack_attributes(attributes))
             digests: list[bytes] = []
+            begin = time.monotonic_ns()
             for index, data in enumerate(_chunks(fd)):
-                digest = hashlib.blake2b(data, digest_size=16).digest()
+                digest = pagedigest.fingerprint(data)
                 digests.append(digest)
+                looked_ns += time.monotonic_ns() - begin
+                begin = time.monotonic_ns()
                 if index < len(known) and known[index] == digest:
                     continue
                 if data == _ZEROS[: len(data)]:
@@ -184,11 +191,13 @@ class TreeCopier:
                         emit(record, b"")
                     continue
                 emit(Record(Kind.CONTENT, self._tree, path, number=index * CHUNK), data)
+                begin = time.monotonic_ns()
             if digests and (attributes or about.st_mode & _PRIVILEGED):
                 # writing takes the capabilities of a file away, and its set-user-ID bit
                 emit(self._record(Kind.FILE, path, about), pack_attributes(attributes))
             emit(self._record(Kind.TIMES, path, about), b"")
             self._seen[path] = _Seen(_signature(about), digests)
+            return looked_ns
         finally:
             os.close(fd)
 
@@ -233,7 +242,7 @@ class HostSourceFiles:
         self._copiers.clear()
 
     def _pass(self, sink: CopySink, cancelled: Callable[[], bool]) -> RoundStats:
-        begin, sent = time.monotonic_ns(), 0
+        begin, sent, looked_ns = time.monotonic_ns(), 0, 0
         mapped = self._mapped()
 
         for container, copier in self._copiers:
@@ -243,11 +252,18 @@ class HostSourceFiles:
                 sent += len(body)
                 sink.file(to, encode(record), memoryview(body))
 
+            if isinstance(copier, TreeCopier):
+                copier.looked_ns = 0
             copier.run(emit, mapped, cancelled)
+            if isinstance(copier, TreeCopier):
+                looked_ns += copier.looked_ns
         since = begin - self._previous_ns if self._previous_ns else 0
         self._previous_ns = begin
         took = time.monotonic_ns() - begin
-        return RoundStats(sent, sent, took // 1000, since // 1000, {"files": took // 1000})
+        parts = {"files": took // 1000}
+        return RoundStats(
+            sent, sent, took // 1000, since // 1000, parts, freeze_us=looked_ns // 1000
+        )
 
     def _mapped(self) -> frozenset[int]:
         """Inodes of files that are mapped shared and writable."""

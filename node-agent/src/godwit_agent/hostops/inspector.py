@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
-from godwit_agent.hostops import procs, sockets, surroundings, watches
+from godwit_agent.hostops import procs, sharedobjects, sockets, surroundings, watches
 from godwit_agent.hostops.filesource import size_of
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, ContainerFacts, Inspection, Obstacle, PodState
@@ -79,7 +79,8 @@ class HostInspector:
         return ContainerFacts(
             name=container.name,
             id=container.id,
-            memory_bytes=sum(_anonymous_bytes(pid) for pid in pids),
+            memory_bytes=sum(_anonymous_bytes(pid) for pid in pids)
+            + sharedobjects.used_bytes(sharedobjects.of(pids)),
             files_bytes=size_of(self._layout, pod, container.name),
             processes=len(pids),
         )

@@ -1,8 +1,9 @@
 """Memory of a pod's processes, read from outside (``SourceMemory``).
 
-Private anonymous memory only: the rest CRIU dumps itself. A pass lists the
-processes of each container anew, so children that appear are added and others
-forgotten; nothing but the trackers lives from pass to pass.
+Private anonymous memory, and what is shared (``sharedmemory``): the rest CRIU
+dumps itself. A pass lists the processes of each container anew, so children
+that appear are added and others forgotten; nothing but the trackers, and the
+objects that ``announce`` has found, lives from pass to pass.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from godwit_agent.hostops.filerecords import Kind, Record
 from godwit_agent.hostops.model import Container, PodState, RoundStats, Tracking
 from godwit_agent.hostops.pagescan import Scanner
 from godwit_agent.hostops.ports import CopySink
+from godwit_agent.hostops.sharedmemory import SharedMemory
 from godwit_agent.hostops.tracking import Tracker
 from godwit_agent.memory import tree
 from godwit_agent.memory.pageset import PAGE
@@ -42,6 +44,7 @@ class _Totals:
     dirty: int = 0
     copied: int = 0
     scan_ns: int = 0
+    look_ns: int = 0
     parts: dict[str, int] = field(default_factory=dict)
 
 
@@ -66,6 +69,17 @@ class HostSourceMemory:
         self._buffer.write(bytes(_BUFFER_BYTES))
         self._view = memoryview(self._buffer)
         self._previous_ns = 0
+        self._shared = SharedMemory(_deliver)
+
+    def announce(self, sink: CopySink) -> bool:
+        found = [
+            self._shared.announce(one.name, procs.tree(one.init_pid), sink)
+            for one in self._containers
+        ]
+        return any(found)
+
+    def shared(self, container: str) -> tuple[tuple[int, int], ...]:
+        return self._shared.taken(container)
 
     def bootstrap(self) -> Iterable[tuple[str, str, bytes]]:
         for container in self._containers:
@@ -90,6 +104,7 @@ class HostSourceMemory:
         for tracked in self._tracked.values():
             tracked.tracker.close()
         self._tracked.clear()
+        self._shared.close()
 
     def _pass(self, sink: CopySink, cancelled: Callable[[], bool], *, last: bool) -> RoundStats:
         begin, totals = time.monotonic_ns(), _Totals()
@@ -98,6 +113,13 @@ class HostSourceMemory:
             for pid in procs.tree(container.init_pid):
                 seen.add(pid)
                 self._process(container, pid, sink, cancelled, totals, last=last)
+            if last:
+                shared = self._shared.final(container.name, sink)
+            else:
+                shared = self._shared.round(container.name, sink, cancelled)
+            totals.dirty += shared.dirty
+            totals.copied += shared.copied
+            totals.look_ns += shared.look_ns
         if not last:
             for pid in self._tracked.keys() - seen:
                 self._tracked.pop(pid).tracker.close()
@@ -111,9 +133,12 @@ class HostSourceMemory:
             since_us=since // 1000,
             parts_us={
                 "scan": totals.scan_ns // 1000,
-                "copy": (total_ns - totals.scan_ns) // 1000,
+                "shared": totals.look_ns // 1000,
+                "copy": (total_ns - totals.scan_ns - totals.look_ns) // 1000,
             },
             processes=len(seen),
+            freeze_us=totals.look_ns // 1000 + self._shared.fill_us(),
+            carried_bytes=self._shared.carried_bytes(),
         )
 
     def _process(

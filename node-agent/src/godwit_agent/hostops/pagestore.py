@@ -32,6 +32,7 @@ class _Process:
     have: PageSet = field(default_factory=PageSet)
     data: PageSet = field(default_factory=PageSet)
     there: list[tuple[int, int]] | None = None
+    writes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -45,10 +46,13 @@ class PageStore:
 
     def write(self, vpid: int, vaddr: int, data: memoryview) -> None:
         process = self._process(vpid)
+        with process.lock:
+            process.writes += 1
         at = 0
         while at < len(data):
             at += os.pwrite(process.fd, data[at:], vaddr + at)
         with process.lock:
+            process.writes += 1
             process.have.add(vaddr, vaddr + len(data))
             process.data.add(vaddr, vaddr + len(data))
 
@@ -61,6 +65,7 @@ class PageStore:
                     number = ctypes.get_errno()
                     raise OSError(number, os.strerror(number))
             process.have.add(vaddr, vaddr + length)
+            process.writes += 1
 
     def populated(self, vpid: int, part: int, body: memoryview) -> None:
         """Ranges that the process has, pairs of 64-bit addresses; part 0 begins a new list."""
@@ -145,13 +150,20 @@ class PageStore:
                 os.close(process.fd)
             self._processes.clear()
 
+    def forget(self, vpid: int) -> _Process | None:
+        """What has come of it counts no more; its file is the caller's to close."""
+        with self._lock:
+            return self._processes.pop(vpid, None)
+
+    def _open(self, vpid: int) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self._directory / f"pages-{vpid}.img", flags, 0o600)
+
     def _process(self, vpid: int) -> _Process:
         process = self._processes.get(vpid)
         if process is None:
             with self._lock:
                 process = self._processes.get(vpid)
                 if process is None:
-                    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                    fd = os.open(self._directory / f"pages-{vpid}.img", flags, 0o600)
-                    process = self._processes[vpid] = _Process(fd)
+                    process = self._processes[vpid] = _Process(self._open(vpid))
         return process

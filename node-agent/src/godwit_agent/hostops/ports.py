@@ -118,6 +118,14 @@ class SourceMemory(Protocol):
         """(container, name, content) of small images by which the target starts its page
         daemon before the freeze. Send again whenever they differ from what was sent."""
 
+    def announce(self, sink: CopySink) -> bool:
+        """Shared memory that the rounds and ``final`` take along from now on; whether there is
+        more than before. Then the target must have it all (``sync``) before the next round.
+        Never called: none is taken along, and CRIU dumps it."""
+
+    def shared(self, container: str) -> tuple[tuple[int, int], ...]:
+        """(device, inode) of what ``final`` sends, so that the dump can leave it out."""
+
     def round(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         """What was written since the last round (everything in the first).
         ``Retryable(CopyFailed)``; ``Aborted(Cancelled)``."""
@@ -158,6 +166,9 @@ class GatedDump(Protocol):
 
     def wait_waiting(self, timeout_s: float) -> None:
         """``Aborted(DumpFailed)``."""
+
+    def leave_out(self, shared: Iterable[tuple[int, int]]) -> None:
+        """Before ``open_gate``: shared memory, by device and inode, that others take along."""
 
     def open_gate(self) -> None: ...
 
@@ -209,6 +220,10 @@ class TargetStore(Protocol):
         """The successor's volumes and upper directories exist: what was staged goes there.
         May be called again when another container has appeared. ``Aborted(CopyFailed)``."""
 
+    def charge(self, successor: PodState) -> None:
+        """Shared memory that has come counts as the successor's from now on. While no pages
+        come; best effort."""
+
     def start_daemons(self) -> None:
         """Page daemons of all containers whose bootstrap images have come. Before the freeze;
         restarts those whose bootstrap has changed."""
@@ -216,6 +231,9 @@ class TargetStore(Protocol):
     def complete(self) -> StoreTotals:
         """In the freeze, when all has come: page maps are written, everything CRIU expects is
         there, the daemons are ready. ``Aborted(VerifyFailed)``."""
+
+    def require_shared(self) -> None:
+        """After the restore: it has taken all shared memory. ``Aborted(VerifyFailed)``."""
 
     def destroy(self) -> None:
         """Daemons, files, mount. Not before the daemons have ended, else the process loses

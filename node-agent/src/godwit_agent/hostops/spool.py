@@ -79,6 +79,11 @@ class Spool:
         self._aborted = False
 
     @property
+    def takes_shared(self) -> bool:
+        """An archive has it as CRIU writes it."""
+        return False
+
+    @property
     def bytes_sent(self) -> int:
         return self._sent
 

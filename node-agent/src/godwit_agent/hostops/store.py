@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from godwit_agent.hostops import filerecords, hotpages
+from godwit_agent.hostops import charging, filerecords, hotpages
 from godwit_agent.hostops.filerecords import Kind
 from godwit_agent.hostops.filetarget import TargetFiles
 from godwit_agent.hostops.gate import Gate
@@ -19,6 +19,8 @@ from godwit_agent.hostops.memory import BOOTSTRAP_TREE
 from godwit_agent.hostops.model import HostPath, PodState, Slot, StoreTotals
 from godwit_agent.hostops.pagedaemon import PageDaemon
 from godwit_agent.hostops.pagestore import PageStore
+from godwit_agent.hostops.sharedmemory import SHARED
+from godwit_agent.hostops.sharedstore import SharedStore
 from godwit_agent.memory import pagemap, tree
 from godwit_agent.memory.protobuf import ImageError
 from godwit_api.errors import Aborted, Rejected, Retryable
@@ -42,6 +44,7 @@ class _Part:
         pages = HostPath(f"{slot.directory}/pages")
         self.pages_dir = layout.local(pages)
         self.pages = PageStore(self.pages_dir)
+        self.shared = SharedStore(self.images)
         self.daemon = PageDaemon(layout, pages, slot.work)
         self.started_for: bytes | None = None
         self.lock = threading.Lock()
@@ -94,10 +97,10 @@ class HostTargetStore:
             Gate(directory).make()
 
     def pages(self, container: str, vpid: int, vaddr: int, data: memoryview) -> None:
-        self._part(container).pages.write(vpid, vaddr, data)
+        self._space(container, vpid).write(vpid, vaddr, data)
 
     def zero(self, container: str, vpid: int, vaddr: int, length: int) -> None:
-        self._part(container).pages.zero(vpid, vaddr, length)
+        self._space(container, vpid).zero(vpid, vaddr, length)
 
     def image(self, container: str, name: str, offset: int, total: int, data: memoryview) -> None:
         if not _IMAGE.match(name) or ".." in name:
@@ -116,7 +119,9 @@ class HostTargetStore:
     def file(self, container: str, header: bytes, body: memoryview) -> None:
         part, record = self._part(container), filerecords.decode(header)
         if record.kind is Kind.POPULATED:
-            part.pages.populated(record.number, record.size, body)
+            self._space(container, record.number).populated(record.number, record.size, body)
+        elif record.kind is Kind.SHARED:
+            part.shared.announce(record, body)
         else:
             self._files.apply(container, record, body)
 
@@ -126,8 +131,15 @@ class HostTargetStore:
     def bind(self, successor: PodState) -> None:
         self._files.bind(successor)
 
+    def charge(self, successor: PodState) -> None:
+        place = charging.place_of(self._layout, successor.sandbox)
+        for part in self._parts.values() if place else ():
+            assert place
+            part.shared.charge(place, available_bytes())
+
     def start_daemons(self) -> None:
         for part in self._parts.values():
+            part.shared.listen()
             try:
                 processes = (part.images / BOOTSTRAP_TREE).read_bytes()
                 part.start(processes)
@@ -145,6 +157,7 @@ class HostTargetStore:
                 for number, process in enumerate(tree.decode(processes)):
                     count += 1
                     memory += self._complete(part, process.pid, number)
+                memory += part.shared.complete_all()
                 self._follow(part, processes)
             except (FileNotFoundError, ImageError) as error:
                 message = f"container {part.slot.container}: {error}"
@@ -153,10 +166,15 @@ class HostTargetStore:
         took = (time.monotonic_ns() - begin) // 1000
         return StoreTotals(memory, images, count, {"complete": took})
 
+    def require_shared(self) -> None:
+        for part in self._parts.values():
+            part.shared.require_given()
+
     def destroy(self) -> None:
         for part in self._parts.values():
             part.daemon.stop()
             part.pages.close()
+            part.shared.close()
         self._files.close()
         remove_tree(self._layout, f"{self._layout.store_dir}", self._base)
 
@@ -193,6 +211,11 @@ class HostTargetStore:
             if expected == {item.pid for item in tree.decode(processes)}:
                 return
         part.start(processes)
+
+    def _space(self, container: str, number: int) -> PageStore:
+        """Where the pages of a process lie, or those of an object that several share."""
+        part = self._part(container)
+        return part.shared if number & SHARED else part.pages
 
     def _part(self, container: str) -> _Part:
         part = self._parts.get(container)

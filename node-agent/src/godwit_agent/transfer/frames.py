@@ -21,7 +21,7 @@ from enum import IntEnum
 from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason
 
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 MAX_HEAD = 8 * 1024
 MAX_BODY = 4 * 1024 * 1024

@@ -42,6 +42,10 @@ class Sender:
         self._limiter: Callable[[int], None] | None = None
 
     @property
+    def takes_shared(self) -> bool:
+        return True
+
+    @property
     def bytes_sent(self) -> int:
         return sum(connection.bytes_sent for connection in self._connections)
 
