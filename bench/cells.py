@@ -36,7 +36,7 @@ class Cell:
         if self.link_mbit:
             parts.append(f"{self.link_mbit}mbit")
         if not self.interval_ms:
-            parts.append("busy")
+            parts.append("busy" if self.limit else "busy-unlimited")
         return "-".join(parts)
 
     @property
@@ -55,6 +55,7 @@ SMALL = Cell("redis", 64, moves=10)
 LARGE = Cell("redis", 4096, moves=5)
 DEMO = Cell("redis", 200, moves=10)
 BUSY = Cell("redis", 2048, link_mbit=1000, interval_ms=0, moves=3, limit="100M")
+BUSY_UNLIMITED = replace(BUSY, limit="")
 SHARED = Cell("shared", 512, dirty_rate=10, moves=3)
 MEMORY = (64, 512, 2048, 4096)
 DIRTY_RATES = (0, 10, 50, 200)
@@ -69,7 +70,8 @@ def full() -> tuple[Cell, ...]:
         for rate in DIRTY_RATES
         for link in LINKS
     )
-    return (MAIN, SMALL, LARGE, DEMO, BUSY, SHARED, *(_few(cell) for cell in grid))
+    named = (MAIN, SMALL, LARGE, DEMO, BUSY, BUSY_UNLIMITED, SHARED)
+    return (*named, *(_few(cell) for cell in grid))
 
 
 def quick() -> tuple[Cell, ...]:

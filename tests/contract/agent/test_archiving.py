@@ -39,7 +39,7 @@ class MemorySpool:
     def _take(self, *_: object) -> None:
         self.bytes_sent += 1
 
-    limit = pages = zero = image = file = packet = flush = sync = close = abort = _take
+    limit = hurry = pages = zero = image = file = packet = flush = sync = close = abort = _take
 
     def entries(self, container: Container) -> Iterator[Entry]:
         yield contents.whole("checkpoint/core-1.img", b"registers")

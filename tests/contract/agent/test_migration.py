@@ -279,7 +279,7 @@ def test_a_pod_that_stays_has_its_cpu_time_back(cluster: Cluster, end: str) -> N
         assert "a.throttle" in cluster.world.effects
         cluster.abort_source(lift_guard=True)
     else:
-        cluster.copy(budget_ms=170, limit=100_000_000, throttle=True)
+        cluster.copy(budget_ms=190, limit=100_000_000, throttle=True)
         assert cluster.a.fake.cpus
         if end == "aborted":
             cluster.abort_source(lift_guard=True)

@@ -64,9 +64,9 @@ def test_it_finds_a_link_that_has_become_free() -> None:
     courtesy, link = Courtesy(), Link(125e6, others=60e6)
     assert drive(courtesy, link, 2.0)[-1] < 65e6
     link.others = 0.0
-    drive(courtesy, link, 10.0, since=2.0)
+    drive(courtesy, link, 12.0, since=2.0)
     link.acked = 0.0
-    drive(courtesy, link, 5.0, since=12.0)
+    drive(courtesy, link, 5.0, since=14.0)
     assert link.acked > 0.85 * 125e6 * 5
 
 

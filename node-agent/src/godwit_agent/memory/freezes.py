@@ -7,9 +7,10 @@ from collections import deque
 
 from godwit_agent.memory.rounds import FIXED_FREEZE_MS
 
-# Of what the first process costs. Measured: 16 processes that do nothing were frozen 2.5 to 5.8
-# times as long as one, four pairs on a busy machine.
-_PER_PROCESS = 0.2
+# Of what the first process costs. Measured with processes that do nothing, on a busy machine: four
+# were frozen 2.2 to 2.4 times as long as one, 16 of them 2.8 to 5.4 times (shortest of four, and
+# medians, in two series).
+_PER_PROCESS = 0.3
 _KEPT = 8
 _ENOUGH = 3
 # A node is as fast as the one that was measured, or within this; the rest is chance.

@@ -17,11 +17,11 @@ _MIN_SAMPLES = 4
 # whatever a busy processor adds to single ones.
 _QUEUE_US = 500
 _QUEUE_SHARE = 0.5
-_BELOW = 0.95
+_BELOW = 0.97
 # Others that always fill the queue would push a copy aside for ever: half of it stays.
 _YIELDS = 0.5
 # Every step upwards finds out by making a queue whether there is more.
-_HOLD_S = 3.0
+_HOLD_S = 5.0
 _RISE, _MAX_RISE = 0.01, 0.16
 _USED = 0.8
 
