@@ -30,6 +30,7 @@ from godwit_agent.hostops.filerecords import (
 from godwit_agent.hostops.filetrees import source_trees
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import PodState, RoundStats
+from godwit_agent.hostops.netfiles import Unwritten
 from godwit_agent.hostops.ports import CopySink
 from godwit_api.errors import Aborted, Retryable
 from godwit_api.reasons import Reason
@@ -207,6 +208,10 @@ class HostSourceFiles:
         self._pids = tuple(one.init_pid for one in pod.containers if one.init_pid)
         self._previous_ns = 0
         self._copiers: list[tuple[str, TreeCopier | LogCopier]] = []
+        try:
+            self._unwritten = Unwritten(self._pids)
+        except OSError as error:
+            raise Retryable(Reason.COPY_FAILED, f"network file system: {error}") from error
         named = {volume.path for volume in pod.volumes}
         for container, tree, directory in source_trees(pod):
             try:
@@ -239,6 +244,7 @@ class HostSourceFiles:
             raise Aborted(Reason.COPY_FAILED, f"files cannot be read: {error}") from error
 
     def close(self) -> None:
+        self._unwritten.close()
         for _, copier in self._copiers:
             copier.close()
         self._copiers.clear()
@@ -255,6 +261,7 @@ class HostSourceFiles:
                 sink.file(to, encode(record), memoryview(body))
 
             copier.run(emit, mapped, cancelled)
+        self._unwritten.flush()
         since = begin - self._previous_ns if self._previous_ns else 0
         self._previous_ns = begin
         took = time.monotonic_ns() - begin
