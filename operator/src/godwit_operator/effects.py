@@ -29,6 +29,7 @@ from godwit_operator.quantity import number
 from godwit_operator.queue import Queue
 from godwit_operator.status import Learned, seconds
 from godwit_operator.steps import Step
+from godwit_operator.storage import storage_of
 from godwit_operator.successor import await_gate, expectation, mark_moved
 
 log = logging.getLogger(__name__)
@@ -385,7 +386,7 @@ class Effects:
                 note.memory_bytes,
                 note.files_bytes,
                 note.volumes,
-                await self._inspection.storage(pod),
+                await storage_of(self._inspection.api, pod),
             )
             chosen, _ = await self._inspection.choose(
                 pod, status.source_node, nodes, await self.ports.agents.nodes(), facts, failed

@@ -20,14 +20,14 @@ from godwit_api.pods import Node, Pod
 from godwit_api.reasons import Reason
 from godwit_operator.agents import AgentPool
 from godwit_operator.checking import distinct, obstacle, pod_obstacles
-from godwit_operator.kube import CLAIMS, MIGRATIONS, NODES, PODS, VOLUMES, KubeApi, find
+from godwit_operator.kube import MIGRATIONS, NODES, PODS, KubeApi, find
 from godwit_operator.messages import pod_ref, reference
 from godwit_operator.status import Learned, describe_obstacles
+from godwit_operator.storage import storage_of
 from godwit_operator.targets import candidates, free, node_obstacles, storage_obstacles
 from godwit_operator.volumes import (
     Storage,
     affinities,
-    claim_names,
     copied_volumes,
     volume_obstacles,
 )
@@ -71,7 +71,7 @@ class Inspection:
             raise Obstructed([obstacle(Reason.POD_NOT_FOUND, message)], Learned())
         pod = msgspec.convert(body, Pod)
         learned = _learned(pod)
-        storage, copied = await self.storage(pod), migration.spec.copy_volumes
+        storage, copied = await storage_of(self.api, pod), migration.spec.copy_volumes
         others = await self._others(pod) if copied else []
         obstacles = [
             *pod_obstacles(pod),
@@ -93,17 +93,6 @@ class Inspection:
         if obstacles:
             raise Obstructed(obstacles, learned)
         return learned.merged(Learned(status={"target_node": target, "epoch": 1, "obstacles": []}))
-
-    async def storage(self, pod: Pod) -> Storage:
-        """What the pod's volumes refer to."""
-        wanted = set(claim_names(pod))
-        if not wanted:
-            return Storage()
-        listed = await self.api.list(CLAIMS, pod.metadata.namespace)
-        claims = {one["metadata"]["name"]: one for one in listed}
-        names = {claims[name]["spec"].get("volumeName") for name in wanted & claims.keys()}
-        found = [await find(self.api, VOLUMES, None, name) for name in names if name]
-        return Storage(claims, {one["metadata"]["name"]: one for one in found if one})
 
     async def _others(self, pod: Pod) -> list[Pod]:
         pods = msgspec.convert(await self.api.list(PODS), list[Pod])
