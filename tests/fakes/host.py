@@ -166,6 +166,9 @@ class _Pods(_Part):
     def list(self) -> tuple[str, ...]:
         return tuple(self.node.pods_here)
 
+    def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
+        return True
+
 
 class _Inspector(_Part):
     def inspect(self, pod: PodState) -> Inspection:

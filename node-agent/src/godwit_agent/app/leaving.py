@@ -29,6 +29,7 @@ from godwit_api.errors import GodwitError
 
 _GATE_TIMEOUT_S = 20.0
 _FREEZE_TIMEOUT_S = 2.0
+_FORGOTTEN_TIMEOUT_S = 3.0
 
 
 class Leaving:
@@ -263,8 +264,11 @@ class Leaving:
                 dump.finish()
             else:
                 self._host.dumps.reap(container, self._uid)
-        # With its pause process gone the kubelet tears the sandbox down at once.
-        self._host.cgroups.kill((*self._ids, self.state.sandbox.id))
+        self._host.cgroups.kill(self._ids)
+        # With its pause process gone the kubelet tears the sandbox down at once. But not before
+        # the shim has forgotten the containers: told to end while it knows one, it stays for ever.
+        self._host.pods.wait_forgotten(self._ids, _FORGOTTEN_TIMEOUT_S)
+        self._host.cgroups.kill((self.state.sandbox.id,))
         self._dumps.clear()
 
     def clean(self) -> None:

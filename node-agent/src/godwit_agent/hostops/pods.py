@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from godwit_api.errors import GodwitError, Rejected
 from godwit_api.reasons import Reason
 
 _PREFIX = "io.kubernetes.cri."
+_STEP_S = 0.01
 _UPPER = re.compile(r"(?:^|,)upperdir=((?:[^,\\]|\\.)*)")
 
 
@@ -62,6 +64,18 @@ class HostPods:
             containers=tuple(sorted(containers, key=lambda one: one.name)),
             link=link,
         )
+
+    def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
+        """containerd removes a task's bundle after its shim has forgotten it (shimTask.delete,
+        core/runtime/v2/shim.go, v2.1). Under CRI-O there is none."""
+        tasks = self._layout.local(self._layout.tasks_dir)
+        bundles = [tasks / identifier for identifier in container_ids]
+        deadline = time.monotonic() + timeout_s
+        while any(bundle.exists() for bundle in bundles):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_STEP_S)
+        return True
 
     def _sandbox(
         self, found: Iterable[tuple[str, dict[str, Any]]]

@@ -56,6 +56,9 @@ class Pods(Protocol):
     def list(self) -> tuple[str, ...]:
         """UIDs of all pods with a sandbox here."""
 
+    def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
+        """Whether the runtime has done with containers whose processes have ended."""
+
 
 class Inspector(Protocol):
     """What CRIU cannot dump, or what cannot follow; never raises for a process that has gone."""
