@@ -23,8 +23,10 @@ from godwit_agent.hostops.model import (
     Inspection,
     Link,
     NodeFacts,
+    Obstacle,
     Outgoing,
     Packet,
+    Place,
     Plan,
     PodState,
     Restored,
@@ -34,6 +36,7 @@ from godwit_agent.hostops.model import (
     StoreTotals,
     SuccessorNetwork,
     Tracking,
+    Volume,
 )
 from godwit_agent.hostops.ports import CopySink, Host
 from godwit_api.errors import Aborted, Rejected, Retryable
@@ -123,6 +126,7 @@ class FakeNode:
         self.cpu: tuple[str, ...] = ("avx", "sse")
         self.drained = True
         self.killed = False
+        self.directories: dict[HostPath, bool] = {}
         self.cpus: dict[str, float] = {}  # of containers that are slowed down
 
     def do(self, what: str) -> None:
@@ -138,6 +142,7 @@ class FakeNode:
             copies=_Copies(self),
             dumps=_Dumps(self),
             stores=_Stores(self),
+            volumes=_Volumes(self),
             restores=_Restores(self),
             hooks=_Hooks(self),
             networks=_Networks(self),
@@ -287,6 +292,8 @@ class _Copies(_Part):
         return _Memory(self.node)
 
     def files(self, pod: PodState) -> _Files:
+        for volume in pod.volumes:
+            self.node.do(f"read {volume.path}")
         return _Files(self.node)
 
 
@@ -389,7 +396,11 @@ class _Stores(_Part):
         self.node.do("destroy_source")
 
     def create_target(
-        self, migration_uid: str, containers: tuple[str, ...], memory_bytes: int
+        self,
+        migration_uid: str,
+        containers: tuple[str, ...],
+        memory_bytes: int,
+        places: tuple[Place, ...] = (),
     ) -> FakeStore:
         self.node.do("create_target")
         store = FakeStore(self.node, migration_uid, containers)
@@ -405,6 +416,48 @@ class _Stores(_Part):
 
     def list(self) -> tuple[str, ...]:
         return tuple(self.node.stores_here)
+
+
+class _Volumes(_Part):
+    """``directories`` of the node: path to whether something is in it."""
+
+    def leaving(self, volumes: Iterable[Volume]) -> tuple[Obstacle, ...]:
+        here = self.node.directories
+        return tuple(
+            Obstacle(Reason.VOLUME_CANNOT_FOLLOW, f"volume {one.name} is not there")
+            for one in volumes
+            if one.path not in here
+        )
+
+    def arriving(self, volumes: Iterable[Volume]) -> tuple[Obstacle, ...]:
+        here = self.node.directories
+        return tuple(
+            Obstacle(Reason.VOLUME_CANNOT_FOLLOW, f"volume {one.name}: {one.path} is not empty")
+            for one in volumes
+            if here.get(one.path)
+        )
+
+    def survey(self, volumes: Iterable[Volume]) -> tuple[Place, ...]:
+        wanted = tuple(volumes)
+        for fault in self.arriving(wanted):
+            raise Rejected(fault.reason, fault.message)
+        return tuple(
+            Place(v.name, v.path, None if v.path in self.node.directories else v.path)
+            for v in wanted
+        )
+
+    def make(self, places: Iterable[Place]) -> None:
+        for place in places:
+            self.node.do("make_volume")
+            self.node.directories.setdefault(place.path, False)
+
+    def remove(self, places: Iterable[Place]) -> None:
+        for place in places:
+            self.node.do("remove_volume")
+            if place.made:
+                self.node.directories.pop(place.path, None)
+            else:
+                self.node.directories[place.path] = False
 
 
 class _Restores(_Part):

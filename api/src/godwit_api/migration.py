@@ -101,6 +101,7 @@ class Spec(View, frozen=True):
     bandwidth_limit: int | str | None = None  # bytes per second, or a quantity
     compression: str | None = None  # None, Zstd
     convergence: str | None = None  # Refuse, Throttle
+    copy_volumes: list[str] = []
 
 
 class Condition(View, frozen=True, omit_defaults=False):
@@ -135,6 +136,13 @@ class Failure(View, frozen=True, omit_defaults=False):
     message: str
 
 
+class CopiedVolume(View, frozen=True, omit_defaults=False):
+    """A volume of the pod that is a directory of its node, and is copied."""
+
+    name: str
+    path: str
+
+
 class Handover(View, frozen=True):
     """The operator's note for itself; written before each effect."""
 
@@ -159,6 +167,7 @@ class Handover(View, frozen=True):
     failure: Failure | None = None
     step_started: str = ""
     pod_was_moved: bool = False
+    volumes: list[CopiedVolume] = []
 
 
 class Status(View, frozen=True):

@@ -25,6 +25,14 @@ def pod_ref(migration: PodMigration, *, uid: str | None = None, ip: str | None =
     )
 
 
+def copied_volumes(migration: PodMigration) -> list[pb.CopiedVolume]:
+    """Of the present attempt: on the way back to the source node they are there already."""
+    status = migration.status
+    if status.target_node == status.source_node:
+        return []
+    return [pb.CopiedVolume(name=one.name, path=one.path) for one in status.handover.volumes]
+
+
 def successor_ref(migration: PodMigration) -> pb.PodRef:
     return pb.PodRef(
         namespace=migration.metadata.namespace,

@@ -7,7 +7,7 @@ here is what would make it wait there for ever.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -74,6 +74,20 @@ def _obstacles(
             Reason.TARGET_UNSCHEDULABLE,
             f"Node {name} has {free.cpu} CPUs left by requests; the pod requests {wanted.cpu}",
         )
+
+
+def storage_obstacles(
+    node: Node, volumes: Iterable[tuple[str, Mapping[str, Any]]]
+) -> list[ObstacleView]:
+    """PersistentVolumes that ``node`` cannot mount, by their required node affinity."""
+    return [
+        obstacle(
+            Reason.TARGET_UNSCHEDULABLE,
+            f"Node {node.name} does not match the node affinity of PersistentVolume {name}",
+        )
+        for name, required in volumes
+        if not any(_term(node, term) for term in required.get("nodeSelectorTerms") or [])
+    ]
 
 
 def _scheduling(node: Node, pod: Pod) -> Iterator[ObstacleView]:

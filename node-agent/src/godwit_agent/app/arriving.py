@@ -8,7 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent import log
 from godwit_agent.app.stopwatch import Stopwatch
-from godwit_agent.hostops.model import Outgoing, Packet, Plan, Restored, Slot, SuccessorNetwork
+from godwit_agent.hostops.model import (
+    Outgoing,
+    Packet,
+    Place,
+    Plan,
+    Restored,
+    Slot,
+    SuccessorNetwork,
+)
 from godwit_agent.hostops.ports import HeldConnections, Host, PodNetwork, TargetStore
 from godwit_api.errors import GodwitError, Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -45,14 +53,23 @@ class Arriving:
         self._armed_ns = self._opened_ns = 0
         self._restored: dict[str, Restored] = {}
         self._outgoing: tuple[Outgoing, ...] = ()
+        self._places: tuple[Place, ...] = ()
 
     # store
 
-    def create_store(self, containers: tuple[str, ...], memory_bytes: int) -> None:
-        self._store = self._host.stores.create_target(self._uid, containers, memory_bytes)
+    def create_store(
+        self, containers: tuple[str, ...], memory_bytes: int, places: tuple[Place, ...]
+    ) -> None:
+        self._places = places
+        self._store = self._host.stores.create_target(self._uid, containers, memory_bytes, places)
 
-    def reopen(self, successor_uid: str) -> None:
+    def make_places(self) -> None:
+        """Directories of the node that are volumes; only once the journal names them."""
+        self._host.volumes.make(self._places)
+
+    def reopen(self, successor_uid: str, places: tuple[Place, ...]) -> None:
         """After a restart of the agent."""
+        self._places = places
         self._store = self._host.stores.open_target(self._uid)
         self._successor = successor_uid
 
@@ -175,10 +192,10 @@ class Arriving:
             self._host.restores.abort(slot)
         self._restored.clear()
 
-    def forget(self, *, wait_for_pages: bool) -> None:
-        """Removes expectation and store."""
+    def forget(self, *, runs: bool) -> None:
+        """Removes expectation and store; of a copy that does not run, its volumes too."""
         store = self._store
-        if store and wait_for_pages and not store.drained(_DRAIN_TIMEOUT_S):
+        if store and runs and not store.drained(_DRAIN_TIMEOUT_S):
             message = "pages are still on their way into the process"
             raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
         if self._successor:
@@ -186,6 +203,8 @@ class Arriving:
         if store:
             store.destroy()
         self._store = None
+        if not runs:
+            self._host.volumes.remove(self._places)
 
     def holds_copy(self) -> bool:
         """Whether any restored task exists, also one that an earlier process had made."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from godwit_agent.hostops import containerlog, pagedigest, procs
+from godwit_agent.hostops.beneath import open_directory
 from godwit_agent.hostops.containerlog import LogCopier
 from godwit_agent.hostops.filerecords import (
     CHUNK,
@@ -215,9 +216,19 @@ class HostSourceFiles:
         self._pids = tuple(one.init_pid for one in pod.containers if one.init_pid)
         self._previous_ns = 0
         self._copiers: list[tuple[str, TreeCopier | LogCopier]] = []
-        for container, tree, directory in source_trees(pod.containers):
-            with contextlib.suppress(FileNotFoundError):
-                root = os.open(layout.local(directory), _DIRECTORY)
+        named = {volume.path for volume in pod.volumes}
+        for container, tree, directory in source_trees(pod):
+            try:
+                root = (
+                    open_directory(layout, directory)
+                    if directory in named
+                    else os.open(layout.local(directory), _DIRECTORY)
+                )
+            except OSError as error:
+                if directory in named or not isinstance(error, FileNotFoundError):
+                    self.close()
+                    raise Retryable(Reason.COPY_FAILED, f"{directory}: {error}") from error
+            else:
                 self._copiers.append((container, TreeCopier(tree, root)))
         for one in pod.containers:
             with contextlib.suppress(FileNotFoundError):
@@ -279,7 +290,7 @@ class HostSourceFiles:
 def size_of(layout: Layout, pod: PodState, container: str) -> int:
     """Bytes that a copy of the container's files would read now."""
     total = 0
-    for name, _, directory in source_trees(pod.containers):
+    for name, _, directory in source_trees(pod):
         if name != container or not layout.local(directory).is_dir():
             continue
         for _, _, files, fd in os.fwalk(layout.local(directory)):

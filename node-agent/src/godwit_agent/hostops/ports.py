@@ -20,8 +20,10 @@ from godwit_agent.hostops.model import (
     HostRoute,
     Inspection,
     NodeFacts,
+    Obstacle,
     Outgoing,
     Packet,
+    Place,
     Plan,
     PodState,
     Restored,
@@ -30,6 +32,7 @@ from godwit_agent.hostops.model import (
     Slot,
     StoreTotals,
     SuccessorNetwork,
+    Volume,
 )
 
 T = TypeVar("T")
@@ -138,7 +141,7 @@ class SourceMemory(Protocol):
 
 
 class SourceFiles(Protocol):
-    """Overlay upper directory, emptyDir and /dev/shm of a pod."""
+    """Overlay upper directory, emptyDir, /dev/shm and ``PodState.volumes`` of a pod."""
 
     def round(
         self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False
@@ -249,9 +252,14 @@ class Stores(Protocol):
     def create_source(self, migration_uid: str) -> None: ...
 
     def create_target(
-        self, migration_uid: str, containers: tuple[str, ...], memory_bytes: int
+        self,
+        migration_uid: str,
+        containers: tuple[str, ...],
+        memory_bytes: int,
+        places: tuple[Place, ...] = (),
     ) -> TargetStore:
-        """Fresh; what a former epoch left is removed. ``Rejected(NotEnoughMemory)``."""
+        """Fresh; what a former epoch left is removed. Files of volumes go to their ``places`` at
+        once. ``Rejected(NotEnoughMemory)``."""
 
     def open_target(self, migration_uid: str) -> TargetStore | None:
         """After a restart of the agent: only ``slots``, ``drained`` and ``destroy`` are useful."""
@@ -263,6 +271,25 @@ class Stores(Protocol):
         """Everything, target's daemons included."""
 
     def list(self) -> tuple[str, ...]: ...
+
+
+class Volumes(Protocol):
+    """Directories of this node that are volumes of a pod."""
+
+    def leaving(self, volumes: Iterable[Volume]) -> tuple[Obstacle, ...]:
+        """What keeps them from being copied from here."""
+
+    def arriving(self, volumes: Iterable[Volume]) -> tuple[Obstacle, ...]:
+        """What keeps them from being copied to here: above all, that something is there."""
+
+    def survey(self, volumes: Iterable[Volume]) -> tuple[Place, ...]:
+        """How it is there now. ``Rejected(VolumeCannotFollow)`` as ``arriving``."""
+
+    def make(self, places: Iterable[Place]) -> None:
+        """The directories. ``Aborted(CopyFailed)``."""
+
+    def remove(self, places: Iterable[Place]) -> None:
+        """As it was before ``make``, empty. ``Retryable(CopyFailed)``."""
 
 
 class Restores(Protocol):
@@ -417,6 +444,7 @@ class Host:
     copies: Copies
     dumps: Dumps
     stores: Stores
+    volumes: Volumes
     restores: Restores
     hooks: Hooks
     networks: Networks

@@ -6,7 +6,7 @@ import ipaddress
 import re
 
 from godwit_agent.app.model import CopyPolicy, Migration, MovedAddress, PeerNode, Pod
-from godwit_agent.hostops.model import NodeFacts, Outgoing, Plan, Tracking
+from godwit_agent.hostops.model import HostPath, NodeFacts, Outgoing, Plan, Tracking, Volume
 from godwit_api.errors import Rejected
 from godwit_api.objectstores import Store, faults
 from godwit_api.pb import agent_pb2 as pb
@@ -23,6 +23,8 @@ _MAX_FEATURES = 2000
 _MAX_COMMAND_BYTES = 1 << 20
 _MAX_CONNECTIONS = 65_536
 _MAX_TCP_BYTES = 64
+_MAX_VOLUMES = 64
+_MAX_PATH = 4096
 _MAX_TIMEOUT_S = 432_000  # nf_conntrack_tcp_timeout_established
 
 
@@ -117,6 +119,25 @@ def containers(names: list[str]) -> tuple[str, ...]:
     if not 0 < len(result) <= _MAX_CONTAINERS or len(set(result)) != len(result):
         raise _bad("containers are none, too many or repeated")
     return result
+
+
+def volumes(values: list[pb.CopiedVolume]) -> tuple[Volume, ...]:
+    """Directories of a node: absolute, as written by somebody who means them, none in another."""
+    found = tuple(Volume(label(v.name, "volumes.name"), _path(v.path)) for v in values)
+    if len(found) > _MAX_VOLUMES or len({one.name for one in found}) != len(found):
+        raise _bad("volumes are too many or repeated")
+    for one in found:
+        if any(f"{other.path}/".startswith(f"{one.path}/") for other in found if other is not one):
+            raise _bad(f"volumes.path {one.path} is part of another volume")
+    return found
+
+
+def _path(value: str) -> HostPath:
+    parts = value.split("/")
+    good = len(value) <= _MAX_PATH and "\0" not in value and len(parts) > 1 and parts[0] == ""
+    if not good or any(part in ("", ".", "..") for part in parts[1:]):
+        raise _bad(f"volumes.path {value!r} is no plain absolute path")
+    return HostPath(value)
 
 
 def addresses(values: list[pb.MovedAddress]) -> tuple[MovedAddress, ...]:
