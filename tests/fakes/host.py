@@ -520,7 +520,7 @@ class _Hooks(_Part):
         pod_uid: str,
         migration: str,
         epoch: int,
-        ip: str,
+        ips: tuple[str, ...],
         slots: Mapping[str, Slot],
         plan: Plan = ONLY_RESTORED,
     ) -> None:
@@ -606,7 +606,7 @@ class _Routes(_Part):
 
 
 class _Connections(_Part):
-    def watch(self, ip: str) -> _HeldConnections:
+    def watch(self, ips: tuple[str, ...]) -> _HeldConnections:
         self.node.do("watch_connections")
         return _HeldConnections(self.node)
 

@@ -181,6 +181,7 @@ class Status(View, frozen=True):
     message: str = ""
     pod_uid: str = msgspec.field(default="", name="podUID")
     pod_ip: str = msgspec.field(default="", name="podIP")
+    pod_ips: list[str] = msgspec.field(default_factory=list, name="podIPs")
     successor_name: str = ""
     successor_uid: str = msgspec.field(default="", name="successorUID")
     source_node: str = ""
@@ -209,6 +210,11 @@ class PodMigration(View, frozen=True):
     metadata: Metadata
     spec: Spec
     status: Status = Status()
+
+    @property
+    def ips(self) -> list[str]:
+        """The addresses that move, the pod's first one before that of the other family."""
+        return self.status.pod_ips or ([self.status.pod_ip] if self.status.pod_ip else [])
 
     @property
     def key(self) -> str:

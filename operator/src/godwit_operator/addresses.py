@@ -37,17 +37,19 @@ def wanted(pods: Iterable[Pod], migrations: Iterable[PodMigration]) -> list[Move
     """The complete list; a running migration knows better than a Pod. Pure."""
     found: dict[str, Moved] = {}
     for pod in pods:
-        ip = pod.metadata.annotations.get(ADDRESS_ANNOTATION)
-        if ip and pod.spec.node_name and not pod.finished:
+        if not pod.spec.node_name or pod.finished:
+            continue
+        for ip in filter(None, pod.metadata.annotations.get(ADDRESS_ANNOTATION, "").split(",")):
             found[ip] = Moved(ip, pod.spec.node_name, pod.metadata.uid)
     for migration in migrations:
         status, note = migration.status, migration.status.handover
-        if not status.pod_ip or migration.phase.final:
+        if migration.phase.final:
             continue
-        if note.committed:
-            found[status.pod_ip] = Moved(status.pod_ip, status.target_node, status.successor_uid)
-        elif note.pod_was_moved and note.delete_intended:
-            found[status.pod_ip] = Moved(status.pod_ip, status.source_node, status.pod_uid)
+        for ip in migration.ips:
+            if note.committed:
+                found[ip] = Moved(ip, status.target_node, status.successor_uid)
+            elif note.pod_was_moved and note.delete_intended:
+                found[ip] = Moved(ip, status.source_node, status.pod_uid)
     return sorted(found.values(), key=lambda moved: moved.ip)
 
 
@@ -66,17 +68,17 @@ class Addresses:
             pods = msgspec.convert(await self._api.list(PODS, labels=labels), list[Pod])
             migrations = msgspec.convert(await self._api.list(MIGRATIONS), list[PodMigration])
             nodes = msgspec.convert(await self._api.list(NODES), list[Node])
-            addresses = {node.name: node.address for node in nodes}
+            known = {node.name: node for node in nodes}
             request = pb.SyncAddressesRequest(
                 addresses=[
                     pb.MovedAddress(
                         ip=moved.ip,
                         node=moved.node,
-                        node_address=addresses[moved.node],
+                        node_address=known[moved.node].address_for(moved.ip),
                         pod_uid=moved.pod_uid,
                     )
                     for moved in wanted(pods, migrations)
-                    if addresses.get(moved.node)
+                    if moved.node in known and known[moved.node].address_for(moved.ip)
                 ]
             )
             names = sorted(await self._agents.nodes())

@@ -134,7 +134,7 @@ class Inspection:
             message = f"No Godwit agent is running on node {node}, where the pod is"
             return None, [obstacle(Reason.AGENT_MISSING, message)], Learned()
         agent = await self.agents.agent(node)
-        ref = pod_ref(self.migration, uid=pod.metadata.uid, ip=pod.status.pod_ip)
+        ref = pod_ref(self.migration, pod=pod)
         volumes = copied_volumes(pod, storage, self.migration.spec.copy_volumes)
         request = pb.CheckSourceRequest(
             migration=reference(self.migration, epoch=1), pod=ref, volumes=_volumes(volumes)
@@ -231,7 +231,7 @@ class Inspection:
         epoch = max(1, migration.status.epoch)
         request = pb.CheckTargetRequest(
             migration=reference(migration, epoch=epoch),
-            pod=pod_ref(migration, uid=pod.metadata.uid, ip=pod.status.pod_ip),
+            pod=pod_ref(migration, pod=pod),
             source=await self.agents.peer(here),
             source_report=facts.report,
             memory_bytes=facts.memory_bytes,
@@ -273,6 +273,7 @@ def _learned(pod: Pod) -> Learned:
         status={
             "pod_uid": pod.metadata.uid,
             "pod_ip": pod.status.pod_ip,
+            "pod_ips": pod.ips,
             "source_node": pod.spec.node_name,
         },
         note={

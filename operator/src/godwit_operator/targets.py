@@ -55,6 +55,13 @@ def _obstacles(
         )
     if name not in agents:
         yield obstacle(Reason.AGENT_MISSING, f"No Godwit agent is running on node {name}")
+    for ip in pod.ips:
+        if node.status.addresses and not node.address_for(ip):
+            family = "IPv6" if ":" in ip else "IPv4"
+            yield obstacle(
+                Reason.NETWORK_NOT_ROUTED,
+                f"Node {name} has no {family} address by which {ip} could be routed to it",
+            )
     yield from _scheduling(node, pod)
     architecture = node.metadata.labels.get(ARCHITECTURE_LABEL)
     here = source.metadata.labels.get(ARCHITECTURE_LABEL) if source else architecture

@@ -81,11 +81,16 @@ class PodRef(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     IP_FIELD_NUMBER: _builtins.int
+    MORE_IPS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     uid: _builtins.str
     ip: _builtins.str
     """the address that moves with the pod"""
+    @_builtins.property
+    def more_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """its address of the other family, if it has two"""
+
     def __init__(
         self,
         *,
@@ -93,10 +98,11 @@ class PodRef(_message.Message):
         name: _builtins.str = ...,
         uid: _builtins.str = ...,
         ip: _builtins.str = ...,
+        more_ips: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "name", b"name", "namespace", b"namespace", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "more_ips", b"more_ips", "name", b"name", "namespace", b"namespace", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,6 +118,7 @@ class PeerNode(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     CONTROL_PORT_FIELD_NUMBER: _builtins.int
     TRANSFER_PORT_FIELD_NUMBER: _builtins.int
+    MORE_ADDRESSES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Kubernetes node name; its certificate must say the same"""
     address: _builtins.str
@@ -120,6 +127,10 @@ class PeerNode(_message.Message):
     """gRPC"""
     transfer_port: _builtins.int
     """transfer stream"""
+    @_builtins.property
+    def more_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """node IPs of the other family: routes lead there"""
+
     def __init__(
         self,
         *,
@@ -127,10 +138,11 @@ class PeerNode(_message.Message):
         address: _builtins.str = ...,
         control_port: _builtins.int = ...,
         transfer_port: _builtins.int = ...,
+        more_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "control_port", b"control_port", "name", b"name", "transfer_port", b"transfer_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "control_port", b"control_port", "more_addresses", b"more_addresses", "name", b"name", "transfer_port", b"transfer_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,11 +41,12 @@ class StoreSink:
 class Arriving:
     """One attempt's hold on the target."""
 
-    def __init__(self, host: Host, migration_uid: str, epoch: int, ip: str) -> None:
+    def __init__(self, host: Host, migration_uid: str, epoch: int, ips: tuple[str, ...]) -> None:
+        """``ips``: none for a pod that keeps its native address."""
         self._host = host
         self._uid = migration_uid
         self._epoch = epoch
-        self._ip = ip
+        self._ips = ips
         self._store: TargetStore | None = None
         self._successor = ""
         self._network: PodNetwork | None = None
@@ -81,7 +82,7 @@ class Arriving:
     def expect(self, successor_uid: str, plan: Plan) -> None:
         """The hook knows the successor from now on: it restores, or it does not start."""
         slots = self._require_store().slots()
-        self._host.hooks.expect(successor_uid, self._uid, self._epoch, self._ip, slots, plan)
+        self._host.hooks.expect(successor_uid, self._uid, self._epoch, self._ips, slots, plan)
         self._successor = successor_uid
 
     def await_gate(self, timeout_s: float) -> str | None:
@@ -106,8 +107,8 @@ class Arriving:
         store = self._require_store()
         store.bind(self._host.pods.find(self._successor))
         store.start_daemons()
-        if self._ip:  # else it has its own, which nobody knows yet
-            self._connections = self._connections or self._host.connections.watch(self._ip)
+        if self._ips:  # else it has its own, which nobody knows yet
+            self._connections = self._connections or self._host.connections.watch(self._ips)
         self._armed_ns = self._armed_ns or time.time_ns()
         self._open_network()
 
@@ -148,8 +149,8 @@ class Arriving:
             self._restored[slot.container] = self._host.restores.verify(slot)
 
     def take_route(self) -> None:
-        if self._ip:
-            self._host.routes.local(self._ip, self._link().host_interface)
+        for ip in self._ips:
+            self._host.routes.local(ip, self._link().host_interface)
         if self._connections:
             self._connections.renew()
             self._connections.adopt(self._outgoing)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from godwit_agent.app.model import PeerNode
 from godwit_agent.app.outlet import Outlet
 from godwit_agent.hostops.model import Container, Outgoing, Packet, PodState, RoundStats, Sandbox
 from godwit_agent.hostops.ports import (
@@ -35,12 +36,17 @@ class Leaving:
     """One attempt's hold on the source pod."""
 
     def __init__(
-        self, host: Host, migration_uid: str, state: PodState, ip: str, own_address: str
+        self,
+        host: Host,
+        migration_uid: str,
+        state: PodState,
+        ips: tuple[str, ...],
+        own_address: str,
     ) -> None:
         self._host = host
         self._uid = migration_uid
         self.state = state
-        self._ip = ip
+        self._ips = ips
         self._own_address = own_address
         self._ids = tuple(container.id for container in state.containers)
         self._memory: SourceMemory | None = None
@@ -133,7 +139,7 @@ class Leaving:
     def prepare(self) -> None:
         """CRIU waits at its gate, the capture runs."""
         self._open_network()
-        self._connections = self._connections or self._host.connections.watch(self._ip)
+        self._connections = self._connections or self._host.connections.watch(self._ips)
         self._host.stores.create_source(self._uid)
         for container in self.state.containers:
             self._dumps[container.name] = self._host.dumps.prepare(container, self._uid)
@@ -240,20 +246,24 @@ class Leaving:
 
     # after the commit
 
-    def give_away(self, node_address: str) -> None:
+    def give_away(self, target: PeerNode) -> None:
         """Not when the target is this node: there the copy's own route takes over."""
-        if node_address != self._own_address:
-            self._host.routes.via(self._ip, node_address)
+        if target.address != self._own_address:
+            for ip in self._ips:
+                # the operator has looked that there is one
+                if address := target.address_for(ip):
+                    self._host.routes.via(ip, address)
         self.renew_connections()
         if self._connections:
             self._connections.let_go()
 
     def hold_address(self) -> None:
-        """Only where the address comes from: elsewhere this node's IPAM never had it."""
+        """Only where an address comes from: elsewhere this node's IPAM never had it."""
         pools = self._host.probe.facts().ip_pools
-        address = ipaddress.ip_address(self._ip)
-        if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
-            self._host.addresses.hold(self._ip, self.state.uid)
+        for ip in self._ips:
+            address = ipaddress.ip_address(ip)
+            if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
+                self._host.addresses.hold(ip, self.state.uid)
 
     def kill(self) -> None:
         """Ends the frozen tree behind its closed door, and CRIU with it."""

@@ -75,9 +75,10 @@ class Source:
         found = self._host.inspector.inspect(state)
         if faults := self._host.volumes.leaving(volumes):
             found = replace(found, obstacles=(*found.obstacles, *faults))
-        here = state.link.addresses if state.link else ()
-        if pod.ip not in {address.partition("/")[0] for address in here}:
-            message = f"pod {pod.name} does not have the address {pod.ip} here"
+        here = {one.partition("/")[0] for one in state.link.addresses} if state.link else set()
+        missing = [ip for ip in pod.ips if ip not in here]
+        if missing:
+            message = f"pod {pod.name} does not have the address {' and '.join(missing)} here"
             strange = Obstacle(Reason.NETWORK_NOT_ROUTED, message)
             return Inspection((*found.obstacles, strange), found.containers)
         return found

@@ -103,7 +103,7 @@ class SourceSessions:
     def _leaving(self, migration: Migration, pod: Pod, volumes: tuple[Volume, ...]) -> Leaving:
         state = self._known_state(migration.uid, pod) or self._host.pods.find(pod.uid)
         state = replace(state, volumes=volumes)
-        return Leaving(self._host, migration.uid, state, pod.ip, self._own_address)
+        return Leaving(self._host, migration.uid, state, pod.ips, self._own_address)
 
     def _known_state(self, uid: str, pod: Pod) -> PodState | None:
         for key in reversed(self._journals.attempts(uid)):

@@ -90,7 +90,7 @@ class Target:
                 message = "the pod's volumes are on this node already"
                 raise Rejected(Reason.VOLUME_CANNOT_FOLLOW, message)
             places = self._host.volumes.survey(volumes)
-            arriving = Arriving(self._host, migration.uid, migration.epoch, pod.ip)
+            arriving = Arriving(self._host, migration.uid, migration.epoch, pod.ips)
             arriving.create_store(containers, memory_bytes, places)
             journal = self._journals.open(key)
             journal.append(
@@ -217,7 +217,8 @@ class Target:
         if record is None:
             return None
         migration = Migration.from_json(record.data["migration"])
-        arriving = Arriving(self._host, key.uid, key.epoch, record.data["pod"]["ip"])
+        pod = Pod.from_json(record.data["pod"])
+        arriving = Arriving(self._host, key.uid, key.epoch, pod.ips)
         expected = journal.find(Step.EXPECTED)
         places = msgspec.convert(record.data.get("places", ()), tuple[Place, ...])
         arriving.reopen(expected.data["pod"]["uid"] if expected else "", places)

@@ -335,10 +335,12 @@ class Hooks(Protocol):
         pod_uid: str,
         migration: str,
         epoch: int,
-        ip: str,
+        ips: tuple[str, ...],
         slots: Mapping[str, Slot],
         plan: Plan = ...,
-    ) -> None: ...
+    ) -> None:
+        """``ips``: the addresses it gets, one of a family; none: it keeps the native ones."""
+
     def unexpect(self, pod_uid: str) -> None: ...
     def expected(self) -> Mapping[str, str]:
         """Pod UID to migration UID."""
@@ -406,7 +408,7 @@ class Addresses(Protocol):
 
 
 class HeldConnections(Protocol):
-    """What this node translates of one address."""
+    """What this node translates of the addresses of one pod."""
 
     def renew(self) -> tuple[int, int]:
         """In the freeze, before packets flow again: connections outlive the change of route and
@@ -428,7 +430,7 @@ class HeldConnections(Protocol):
 class Connections(Protocol):
     """This node's connection table (conntrack)."""
 
-    def watch(self, ip: str) -> HeldConnections:
+    def watch(self, ips: tuple[str, ...]) -> HeldConnections:
         """Before the freeze. ``Retryable(Internal)``."""
 
 

@@ -23,6 +23,7 @@ _MAX_FEATURES = 2000
 _MAX_COMMAND_BYTES = 1 << 20
 _MAX_CONNECTIONS = 65_536
 _MAX_TCP_BYTES = 64
+_MAX_MORE = 8
 _MAX_VOLUMES = 64
 _MAX_PATH = 4096
 _MAX_TIMEOUT_S = 432_000  # nf_conntrack_tcp_timeout_established
@@ -52,10 +53,15 @@ def label(value: str, field: str) -> str:
 
 def ip(value: str, field: str) -> str:
     try:
-        address = ipaddress.IPv4Address(value)
+        address = ipaddress.ip_address(value)
     except ValueError:
-        raise _bad(f"{field} is no IPv4 address") from None
-    unusable = address.is_unspecified or address.is_multicast or address.is_loopback
+        raise _bad(f"{field} is no IP address") from None
+    unusable = (
+        address.is_unspecified
+        or address.is_multicast
+        or address.is_loopback
+        or (address.version == 6 and (address.is_link_local or "%" in value))
+    )
     if unusable and not (field.endswith("address") and address.is_loopback):
         raise _bad(f"{field} is no address of a pod or node")
     return str(address)
@@ -98,8 +104,15 @@ def pod(ref: pb.PodRef) -> Pod:
         label(ref.namespace, "pod.namespace"),
         name(ref.name, "pod.name"),
         uid(ref.uid, "pod.uid"),
-        ip(ref.ip, "pod.ip"),
+        *_ips(ref),
     )
+
+
+def _ips(ref: pb.PodRef) -> tuple[str, tuple[str, ...]]:
+    first, more = ip(ref.ip, "pod.ip"), tuple(ip(one, "pod.more_ips") for one in ref.more_ips)
+    if len(more) > 1 or any((":" in one) == (":" in first) for one in more):
+        raise _bad("pod.more_ips is more than one address of the other family")
+    return first, more
 
 
 def peer(node: pb.PeerNode, field: str) -> PeerNode:
@@ -111,6 +124,7 @@ def peer(node: pb.PeerNode, field: str) -> PeerNode:
         ip(node.address, f"{field}.address"),
         node.control_port,
         node.transfer_port,
+        tuple(ip(one, f"{field}.more_address") for one in node.more_addresses[:_MAX_MORE]),
     )
 
 
