@@ -45,7 +45,7 @@ def claimed(scene: Scene) -> Iterator[str]:
         },
     )  # fmt: skip
     yield "claimed"
-    scene.close()
+    scene.cluster.kubectl("delete", "pods,podmigrations", "--all", "-n", name, "--timeout=120s")
     scene.cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
     for node in scene.nodes:
         scene.cluster.node_exec(node, "rm", "-rf", f"/srv/{name}")

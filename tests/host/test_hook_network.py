@@ -207,7 +207,7 @@ def test_the_door_is_closed(scene: Scene) -> None:
         chain, *rules = chains[name]
         assert (chain["hook"], chain["policy"]) == (name, "drop")
         assert rules[:2] == [accepted("mark", CRIU_MARK), accepted(key, "lo")]
-        assert len(rules) == 4  # the others: test_dual_stack.py
+        assert len(rules) == 4  # the others: test_both_families.py
 
 
 def test_only_criu_and_loopback_pass_the_door(scene: Scene) -> None:
