@@ -29,6 +29,7 @@ from godwit_agent.hostops.filerecords import (
 from godwit_agent.hostops.filetrees import source_trees
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import PodState, RoundStats
+from godwit_agent.hostops.netfiles import Unwritten
 from godwit_agent.hostops.ports import CopySink
 from godwit_api.errors import Aborted, Retryable
 from godwit_api.reasons import Reason
@@ -216,6 +217,10 @@ class HostSourceFiles:
         self._pids = tuple(one.init_pid for one in pod.containers if one.init_pid)
         self._previous_ns = 0
         self._copiers: list[tuple[str, TreeCopier | LogCopier]] = []
+        try:
+            self._unwritten = Unwritten(self._pids)
+        except OSError as error:
+            raise Retryable(Reason.COPY_FAILED, f"network file system: {error}") from error
         named = {volume.path for volume in pod.volumes}
         for container, tree, directory in source_trees(pod):
             try:
@@ -248,6 +253,7 @@ class HostSourceFiles:
             raise Aborted(Reason.COPY_FAILED, f"files cannot be read: {error}") from error
 
     def close(self) -> None:
+        self._unwritten.close()
         for _, copier in self._copiers:
             copier.close()
         self._copiers.clear()
@@ -268,6 +274,7 @@ class HostSourceFiles:
             copier.run(emit, mapped, cancelled)
             if isinstance(copier, TreeCopier):
                 looked_ns += copier.looked_ns
+        self._unwritten.flush()
         since = begin - self._previous_ns if self._previous_ns else 0
         self._previous_ns = begin
         took = time.monotonic_ns() - begin

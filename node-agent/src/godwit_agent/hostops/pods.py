@@ -146,7 +146,7 @@ class HostPods:
         for line in procs.lines(self._layout.host_pid, "mountinfo"):
             left, _, right = line.partition(" - ")
             if right.startswith("overlay ") and (match := _UPPER.search(right.split()[2])):
-                found[_unescape(left.split()[4])] = _unescape(match[1])
+                found[procs.unescape(left.split()[4])] = procs.unescape(match[1])
         return found
 
     def _json(self, path: str) -> dict[str, Any] | None:
@@ -170,8 +170,3 @@ def _mount(entry: dict[str, Any]) -> Mount:
         kind="bind" if bind else str(entry.get("type", "")),
         read_only="ro" in options,
     )
-
-
-def _unescape(text: str) -> str:
-    r"""``\040`` and the like of mountinfo, proc_pid_mountinfo(5)."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
