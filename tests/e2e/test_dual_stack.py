@@ -20,7 +20,7 @@ _EACH = 4  # connections of the client pod by each family
 
 @pytest.fixture(scope="module")
 def dual() -> Iterator[Cluster]:
-    handle = Cluster("e2e-dual")
+    handle = Cluster(os.environ.get("GODWIT_DUAL_STACK_TESTBED", "e2e-dual"))
     if not os.environ.get("GODWIT_E2E_AS_IS"):
         handle.up(nodes=3, dual_stack=True)
         handle.build_images()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -53,6 +53,24 @@ def wanted(pods: Iterable[Pod], migrations: Iterable[PodMigration]) -> list[Move
     return sorted(found.values(), key=lambda moved: moved.ip)
 
 
+def routes(moved: Iterable[Moved], nodes: Mapping[str, Node]) -> Iterator[pb.MovedAddress]:
+    """Each address with the node's own of the same family, by which it is reached. Pure."""
+    for one in moved:
+        node = nodes.get(one.node)
+        address = node.address_for(one.ip) if node else ""
+        if address:
+            yield pb.MovedAddress(
+                ip=one.ip, node=one.node, node_address=address, pod_uid=one.pod_uid
+            )
+
+
+def usable(moved: Iterable[pb.MovedAddress], node: Node | None) -> list[pb.MovedAddress]:
+    """Without those of a family that ``node`` does not speak: it cannot route them. Pure."""
+    if node is None or not node.address:
+        return list(moved)
+    return [one for one in moved if node.address_for(one.ip)]
+
+
 class Addresses:
     """Tells all agents; one round at a time."""
 
@@ -69,20 +87,16 @@ class Addresses:
             migrations = msgspec.convert(await self._api.list(MIGRATIONS), list[PodMigration])
             nodes = msgspec.convert(await self._api.list(NODES), list[Node])
             known = {node.name: node for node in nodes}
-            request = pb.SyncAddressesRequest(
-                addresses=[
-                    pb.MovedAddress(
-                        ip=moved.ip,
-                        node=moved.node,
-                        node_address=known[moved.node].address_for(moved.ip),
-                        pod_uid=moved.pod_uid,
-                    )
-                    for moved in wanted(pods, migrations)
-                    if moved.node in known and known[moved.node].address_for(moved.ip)
-                ]
-            )
+            moved = list(routes(wanted(pods, migrations), known))
             names = sorted(await self._agents.nodes())
-            results = await asyncio.gather(*(self._tell(name, request) for name in names))
+            results = await asyncio.gather(
+                *(
+                    self._tell(
+                        name, pb.SyncAddressesRequest(addresses=usable(moved, known.get(name)))
+                    )
+                    for name in names
+                )
+            )
             return {name: failure for name, failure in results if failure is not None}
 
     async def _tell(

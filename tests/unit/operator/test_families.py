@@ -10,7 +10,7 @@ import pytest
 from godwit_api.migration import PodMigration
 from godwit_api.pods import Node, Pod
 from godwit_api.reasons import Reason
-from godwit_operator.addresses import wanted
+from godwit_operator.addresses import Moved, routes, usable, wanted
 from godwit_operator.bridge import slice_bodies
 from godwit_operator.messages import pod_ref, successor_ref
 from godwit_operator.quantity import number
@@ -74,6 +74,17 @@ def test_every_node_hears_of_both() -> None:
         (FOUR, "n2"),
         (SIX, "n2"),
     }
+
+
+def test_a_node_is_told_of_what_it_can_route() -> None:
+    moved = [Moved(FOUR, "n2", "u"), Moved(SIX, "n2", "u"), Moved("10.0.1.6", "gone", "u")]
+    told = list(routes(moved, {"n2": node("192.0.2.2", "2001:db8::2")}))
+    assert [(one.ip, one.node_address) for one in told] == [
+        (FOUR, "192.0.2.2"),
+        (SIX, "2001:db8::2"),
+    ]
+    assert [one.ip for one in usable(told, node("192.0.2.3"))] == [FOUR]
+    assert usable(told, node("192.0.2.3", "2001:db8::3")) == told == usable(told, None)
 
 
 @pytest.mark.parametrize(
