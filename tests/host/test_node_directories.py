@@ -161,16 +161,16 @@ def test_a_link_that_appears_later_leads_nowhere(base: Path) -> None:
 
 def test_a_source_that_cannot_be_copied(base: Path) -> None:
     (base / "file").write_text("x")
-    (base / "a/inner").mkdir(parents=True)
+    (base / "a/in ner").mkdir(parents=True)
     volumes = HostVolumes(LAYOUT)
     assert volumes.leaving([volume(base / "a")]) == ()
     (found,) = volumes.leaving([volume(base / "none")])
     assert "not there" in found.message
     (found,) = volumes.leaving([volume(base / "file")])
     assert "no directory" in found.message
-    subprocess.run(("mount", "-t", "tmpfs", "x", str(base / "a/inner")), check=True)
+    subprocess.run(("mount", "-t", "tmpfs", "x", str(base / "a/in ner")), check=True)
     try:
         (found,) = volumes.leaving([volume(base / "a")])
         assert "mounted in it" in found.message
     finally:
-        subprocess.run(("umount", str(base / "a/inner")), check=True)
+        subprocess.run(("umount", str(base / "a/in ner")), check=True)

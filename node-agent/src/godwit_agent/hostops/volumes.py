@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from godwit_agent.hostops import procs
 from godwit_agent.hostops.beneath import open_directory, remove
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath, Obstacle, Place, Volume
@@ -162,7 +163,7 @@ class HostVolumes:
 
     def _mounts(self) -> list[str]:
         text = Path(f"/proc/{self._layout.host_pid}/mountinfo").read_text()
-        return [line.split()[4] for line in text.splitlines()]
+        return [procs.unescape(line.split()[4]) for line in text.splitlines()]
 
 
 def _up(path: str, top: str) -> Iterator[str]:
