@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import re
@@ -271,6 +272,27 @@ def test_without_its_entry_it_is_reset(scene: Scene) -> None:
         scene.shell(_ANOTHER_SERVER)
         with pytest.raises(ConnectionResetError):
             ask(asking)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_packet_that_dies_between_the_nodes_ends_no_connection(
+    scene: Scene, watched: bool
+) -> None:
+    """The client repeats its SYN when nobody tells it that the first one went in a circle."""
+    client = NetnsThread(f"/run/netns/{scene.names['C']}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(client.close)
+        if watched:
+            stack.enter_context(scene.watching())
+        asking = stack.enter_context(client.call(lambda: socket.socket(scene.family)))
+        if scene.family is socket.AF_INET6:
+            asking.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
+        else:
+            asking.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+        asking.settimeout(2.5)
+        with pytest.raises(TimeoutError if watched else OSError) as caught:
+            asking.connect((scene.at(POD), 6379))
+        assert watched or caught.value.errno == errno.EHOSTUNREACH
 
 
 def test_nobody_elses_connection_is_adopted(scene: Scene) -> None:

@@ -124,6 +124,8 @@ class _OfAddress:
         self._opened: dict[Entry, None] = {}
         self._ready = {entry: _messages(entry) for entry in self._list()}
         self._guarded = False
+        self._nft.run(self._chain() + self._quiet())
+        self._guarded = True
         self._hold(self._ready)
 
     def renew(self) -> tuple[int, int]:
@@ -272,6 +274,19 @@ class _OfAddress:
             f"add rule inet {self._table} pre ct state new {to} meta l4proto udp drop\n"
         )
         self._guarded = True
+
+    def _quiet(self) -> str:
+        """Between the change of the source's route and that of the target's the two nodes send a
+        packet to each other until its hop limit ends. Its sender repeats it; told of the end, it
+        would give a connection up that it is opening (tcp_v6_err, SYN_SENT). The address is the
+        destination of the packet that the message quotes (RFC 792, RFC 4443)."""
+        four = self._address.version == 4
+        kind, offset, bits = ("icmp", 8 + 16, 32) if four else ("icmpv6", 8 + 24, 128)
+        return (
+            f"add chain inet {self._table} out {{ type filter hook output priority 0; }}\n"
+            f"add rule inet {self._table} out {kind} type time-exceeded "
+            f"@th,{offset * 8},{bits} 0x{self._address.packed.hex()} drop\n"
+        )
 
     def _chain(self) -> str:
         """After the connection table (-200), before destinations are translated (-100)."""
