@@ -95,15 +95,7 @@ class Inspection:
         return learned.merged(Learned(status={"target_node": target, "epoch": 1, "obstacles": []}))
 
     async def storage(self, pod: Pod) -> Storage:
-        """What the pod's volumes refer to."""
-        wanted = set(claim_names(pod))
-        if not wanted:
-            return Storage()
-        listed = await self.api.list(CLAIMS, pod.metadata.namespace)
-        claims = {one["metadata"]["name"]: one for one in listed}
-        names = {claims[name]["spec"].get("volumeName") for name in wanted & claims.keys()}
-        found = [await find(self.api, VOLUMES, None, name) for name in names if name]
-        return Storage(claims, {one["metadata"]["name"]: one for one in found if one})
+        return await storage_of(self.api, pod)
 
     async def _others(self, pod: Pod) -> list[Pod]:
         pods = msgspec.convert(await self.api.list(PODS), list[Pod])
@@ -253,6 +245,18 @@ class Inspection:
         if not any(o.reason == Reason.CPU_DIFFERS for o in found):
             found += _cpu(facts.report, report)
         return told + found
+
+
+async def storage_of(api: KubeApi, pod: Pod) -> Storage:
+    """What the pod's volumes refer to."""
+    wanted = set(claim_names(pod))
+    if not wanted:
+        return Storage()
+    listed = await api.list(CLAIMS, pod.metadata.namespace)
+    claims = {one["metadata"]["name"]: one for one in listed}
+    names = {claims[name]["spec"].get("volumeName") for name in wanted & claims.keys()}
+    found = [await find(api, VOLUMES, None, name) for name in names if name]
+    return Storage(claims, {one["metadata"]["name"]: one for one in found if one})
 
 
 def _volumes(volumes: list[CopiedVolume]) -> list[pb.CopiedVolume]:
