@@ -1,0 +1,57 @@
+"""A shell at the terminal of its container goes on after a move, with its terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+import tempfile
+import termios
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from godwit_agent.hostops.inspector import HostInspector
+from host.lab import BASE, Console, Lab, lab
+from host.test_kernel_objects import IP, move
+from host.test_mechanisms import Agent
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not (BASE / "usr/bin/python3").exists(), reason=f"no root in {BASE}"),
+]
+
+
+@pytest.fixture
+def scene() -> Iterator[Lab]:
+    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
+    with lab(scratch) as made:
+        yield made
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+def test_a_shell_at_its_terminal_goes_on(scene: Lab, shell: str) -> None:
+    pod = scene.sandbox(scene.a, IP)
+    with closing(Console(scene.a)) as first, closing(Console(scene.b)) as second:
+        scene.start(pod, [shell], console=first)
+        scene.a.run("ip", "route", "add", f"{IP}/32", "dev", pod.host_interface)
+        scene.route(IP, scene.a)
+        fcntl.ioctl(first.receive(), termios.TIOCSWINSZ, struct.pack("HHHH", 40, 132, 0, 0))
+        first.write("stty -echo; x=41; sleep 600 &\n")
+        first.write("echo x$x\n")
+        first.read_until("x41\r\n")
+        state = Agent(scene.a).pods.find(pod.uid)
+        assert HostInspector(scene.a.layout).inspect(state).obstacles == ()
+        move(scene, state, scene.a, scene.b, second)
+        second.write("echo $((x+1)) $(stty size) $(tty)\n")
+        second.read_until("42 40 132 /dev/")
+        second.write("(echo as''leep; exec sleep 500)\n")
+        second.read_until("asleep")
+        second.write("\x03")  # to the foreground job: it is the controlling terminal
+        second.write("echo $? over; kill %1 && echo killed\n")
+        second.read_until("130 over\r\nkilled")
