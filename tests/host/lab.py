@@ -11,7 +11,6 @@ import contextlib
 import functools
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -394,19 +393,6 @@ class Console:
                 _, received, _, _ = socket.recv_fds(connection, 4096, 1)
             (self._master,) = received
         return self._master
-
-    def write(self, text: str) -> None:
-        """Keys that somebody presses."""
-        os.write(self.receive(), text.encode())
-
-    def read_until(self, text: str, seconds: float = 20.0) -> str:
-        """What the container writes, up to ``text``."""
-        seen, deadline = "", time.monotonic() + seconds
-        while text not in seen:
-            ready, _, _ = select.select([self.receive()], [], [], deadline - time.monotonic())
-            assert ready, f"{text!r} has not come, but {seen!r}"
-            seen += os.read(self.receive(), 4096).decode()
-        return seen
 
     def close(self) -> None:
         self._socket.close()

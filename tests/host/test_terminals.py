@@ -18,6 +18,7 @@ from godwit_agent.hostops.inspector import HostInspector
 from host.lab import BASE, Console, Lab, lab
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
+from terminal import read_until, write
 
 pytestmark = [
     pytest.mark.host,
@@ -41,17 +42,19 @@ def test_a_shell_at_its_terminal_goes_on(scene: Lab, shell: str) -> None:
         scene.start(pod, [shell], console=first)
         scene.a.run("ip", "route", "add", f"{IP}/32", "dev", pod.host_interface)
         scene.route(IP, scene.a)
-        fcntl.ioctl(first.receive(), termios.TIOCSWINSZ, struct.pack("HHHH", 40, 132, 0, 0))
-        first.write("stty -echo; x=41; sleep 600 &\n")
-        first.write("echo x$x\n")
-        first.read_until("x41\r\n")
+        master = first.receive()
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 132, 0, 0))
+        write(master, "stty -echo; x=41; sleep 600 &\n")
+        write(master, "echo x$x\n")
+        read_until(master, "x41\r\n")
         state = Agent(scene.a).pods.find(pod.uid)
         assert HostInspector(scene.a.layout).inspect(state).obstacles == ()
         move(scene, state, scene.a, scene.b, second)
-        second.write("echo $((x+1)) $(stty size) $(tty)\n")
-        second.read_until("42 40 132 /dev/")
-        second.write("(echo as''leep; exec sleep 500)\n")
-        second.read_until("asleep")
-        second.write("\x03")  # to the foreground job: it is the controlling terminal
-        second.write("echo $? over; kill %1 && echo killed\n")
-        second.read_until("130 over\r\nkilled")
+        master = second.receive()
+        write(master, "echo $((x+1)) $(stty size) $(tty)\n")
+        read_until(master, "42 40 132 /dev/")
+        write(master, "(echo as''leep; exec sleep 500)\n")
+        read_until(master, "asleep")
+        write(master, "\x03")  # to the foreground job: it is the controlling terminal
+        write(master, "echo $? over; kill %1 && echo killed\n")
+        read_until(master, "130 over\r\nkilled")
