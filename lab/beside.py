@@ -8,18 +8,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from lab import software
-from lab.cluster import BASE_IMAGE, ROOT, Cluster, say
+from lab.cluster import BASE_IMAGE, ROOT, Cluster, CommandFailed, say
 from lab.software import Software
 
 _SCRIPTS = ROOT / "lab" / "servers"
 _MOVES = ROOT / "lab" / "podman_moves.py"
 _TIDY = (
-    'python3 -c "$1" "$2"; '
+    'source=$1; shift; python3 -c "$source" "$@"; '
     'find /sys/fs/cgroup -depth -path "*/libpod_parent*" -type d -exec rmdir {} + 2>/dev/null; true'
 )
 _PGBENCH = """
@@ -60,32 +61,37 @@ def job(it: Software) -> dict[str, Any]:
     return asked
 
 
-def archive(cluster: Cluster, it: Software) -> str:
-    """File name of its image among the testbed's archives."""
-    tag = f"godwit.local/lab-{it.image}:{cluster.name}"
+def archive(cluster: Cluster, image: str) -> str:
+    """File name of an image among the testbed's archives."""
+    tag = f"godwit.local/lab-{image}:{cluster.name}"
+    if os.environ.get("GODWIT_E2E_AS_IS"):
+        return tag.replace("/", "_").replace(":", "_") + ".tar"
     words = ("image", "build", "-t", tag, "--build-arg", f"BASE_IMAGE={BASE_IMAGE}")
-    return Path(cluster.run(*words, str(ROOT / "lab" / it.image)).strip()).name
+    return Path(cluster.run(*words, str(ROOT / "lab" / image)).strip()).name
 
 
-def beside(cluster: Cluster, it: Software) -> dict[str, Any]:
-    """What podman made of it."""
-    say(f"podman: {it.row}")
-    asked = json.dumps({**job(it), "archive": archive(cluster, it)})
-    words = ("sh", "-c", _TIDY, "podman", _MOVES.read_text(), asked)
-    printed = cluster.run("tools", "exec", "--", *words)
-    found = json.loads(printed.strip().splitlines()[-1])
-    say(f"  {found}")
-    return {"podman": it.row, **found}
+def beside(cluster: Cluster, image: str, its: list[Software]) -> list[dict[str, Any]]:
+    """What podman made of each."""
+    say(f"podman: {', '.join(it.row for it in its)}")
+    jobs = [json.dumps(job(it)) for it in its]
+    words = ("sh", "-c", _TIDY, "podman", _MOVES.read_text(), archive(cluster, image), *jobs)
+    printed = cluster.run("tools", "exec", "--", *words).splitlines()
+    if len(printed) != len(its):
+        raise CommandFailed(f"podman: {printed}")
+    lines = [{"podman": it.row, **json.loads(line)} for it, line in zip(its, printed, strict=True)]
+    for line in lines:
+        say(f"  {line}")
+    return lines
 
 
 def main() -> None:
     """Command line entry."""
     cluster, chosen = Cluster(), sys.argv[2:]
-    for it in software.ALL:
-        if not chosen or any(word in it.row for word in chosen):
-            line = beside(cluster, it)
-            with Path(sys.argv[1]).open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    its = [it for it in software.ALL if not chosen or any(word in it.row for word in chosen)]
+    for image in dict.fromkeys(it.image for it in its):
+        lines = beside(cluster, image, [it for it in its if it.image == image])
+        with Path(sys.argv[1]).open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""One workload under podman: used, checkpointed, restored, looked at. Runs where podman is.
+"""Workloads under podman: used, checkpointed, restored, looked at. Runs where podman is.
 
-``podman_moves.py JOB``: a JSON object with ``archive`` (image), ``command``, ``environment``,
-``terminal``, ``port``, and who uses it: ``client`` (source of a script of ``lab/servers``) with
-``words``, or ``beside`` (a command for another container of the image); ``ADDRESS`` in them
-stands for the server's. Prints one JSON object: ``works``, and ``stage`` and ``error`` if not;
-``client``: what the client says of its connections, empty when all is well. Standard library only.
+``podman_moves.py ARCHIVE JOB…``: an image in ``/images``, and JSON objects with ``command``,
+``environment``, ``terminal``, ``port``, and who uses it: ``client`` (source of a script of
+``lab/servers``) with ``words``, or ``beside`` (a command for another container of the image);
+``ADDRESS`` in them stands for the server's. Prints a JSON object for each: ``works``, and
+``stage`` and ``error`` if not; ``client``: what the client says of its connections, empty when
+all is well. Standard library only.
 """
 
 from __future__ import annotations
@@ -45,30 +46,31 @@ def _reason(said: str) -> str:
     """CRIU's own words, where it left some."""
     for name in _LOG.findall(said):
         with contextlib.suppress(OSError):
-            if found := _ERROR.findall(Path(name).read_text(errors="replace")):
-                return "; ".join(f"{text} ({where})" for where, text in found[-2:])
+            found = _ERROR.findall(Path(name).read_text(errors="replace"))
+            # The first is the cause; that its own limit cannot be raised is none.
+            for where, text in found:
+                if "RLIMIT_NOFILE for self" not in text:
+                    return f"{text} ({where})"
     lines = [line for line in said.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason"
 
 
-def started(job: dict[str, Any]) -> str:
+def started(image: str, job: dict[str, Any]) -> str:
     """Address of the server."""
-    image = podman("start", "load", "-q", "-i", f"/images/{job['archive']}").split(": ", 1)[1]
     words = [word for name, value in job["environment"] for word in ("-e", f"{name}={value}")]
     if job["terminal"]:
         words.append("-t")
     podman("start", "run", "-d", "--name", "server", "-v", "data:/data", *words, image,
            *job["command"])  # fmt: skip
-    job["image"] = image
     return podman("start", "inspect", "-f", "{{.NetworkSettings.Networks.podman.IPAddress}}",
                   "server")  # fmt: skip
 
 
-def use(job: dict[str, Any], address: str) -> subprocess.Popen[str] | None:
+def use(image: str, job: dict[str, Any], address: str) -> subprocess.Popen[str] | None:
     """A client that has said ``ready``."""
     if job.get("beside"):
         words = [word.replace("ADDRESS", address) for word in job["beside"]]
-        command = [*_PODMAN, *_RUNTIME, "run", "-i", "--name", "client", job["image"], *words]
+        command = [*_PODMAN, *_RUNTIME, "run", "-i", "--name", "client", image, *words]
     elif job.get("client"):
         words = [word.replace("ADDRESS", address) for word in job["words"]]
         command = [sys.executable, "-c", job["client"], *words]
@@ -124,18 +126,19 @@ def session(job: dict[str, Any], question: list[str]) -> str:
     return podman("look", "exec", "server", *question)
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def run(image: str, job: dict[str, Any]) -> dict[str, Any]:
     """All stages."""
-    address = started(job)
+    address = started(image, job)
     if first := job.get("ready"):
         _until(f"http://{address}:{job['port']}{first}")
-    using = use(job, address)
+    using = use(image, job, address)
     for command in job.get("before", []):
         session(job, command)
     begin = time.monotonic()
     podman("checkpoint", "container", "checkpoint", *_KEEP, "--export", "/tmp/one.tar",
            "--compress", "none", "server")  # fmt: skip
     podman("checkpoint", "rm", "-f", "server")
+    podman("checkpoint", "volume", "rm", "data")  # its content is in the archive
     podman("restore", "container", "restore", *_KEEP, "--import", "/tmp/one.tar")
     took = time.monotonic() - begin
     result: dict[str, Any] = {"works": True, "took_s": round(took, 2), "client": ""}
@@ -169,16 +172,19 @@ def main() -> None:
     os.environ["PODMAN_IGNORE_CGROUPSV1_WARNING"] = "1"
     Path("/etc/criu").mkdir(exist_ok=True)
     Path("/etc/criu/runc.conf").write_text("network-lock nftables\n")
-    try:
-        result = run(json.loads(sys.argv[1]))
-    except Failed as failure:
-        stage, error = failure.args
-        result = {"works": False, "stage": stage, "error": error}
-    except subprocess.TimeoutExpired as late:
-        result = {"works": False, "stage": "?", "error": f"no end after {late.timeout:.0f} s"}
-    finally:
-        subprocess.run([*_PODMAN, "rm", "-fa", "-t", "0"], capture_output=True, check=False)
-    print(json.dumps(result))
+    image = podman("load", "load", "-q", "-i", f"/images/{sys.argv[1]}").split(": ", 1)[1]
+    for text in sys.argv[2:]:
+        try:
+            result = run(image, json.loads(text))
+        except Failed as failure:
+            stage, error = failure.args
+            result = {"works": False, "stage": stage, "error": error}
+        except subprocess.TimeoutExpired as late:
+            result = {"works": False, "stage": "podman", "error": f"no end in {late.timeout:.0f} s"}
+        finally:
+            for words in (("rm", "-fa", "-t", "0"), ("volume", "rm", "-fa")):
+                subprocess.run([*_PODMAN, *words], capture_output=True, check=False)
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

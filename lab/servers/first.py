@@ -16,9 +16,12 @@ def main() -> int:
     end = time.monotonic() + float(sys.argv[4] if len(sys.argv) > 4 else "120")
     print("ready", flush=True)
     while time.monotonic() < end:
-        # An attempt that comes too early must not be what is waited for.
+        # An attempt that comes too early must not be what is waited for; a request that has
+        # arrived counts.
         connection = http.client.HTTPConnection(address, port, timeout=1)
         try:
+            connection.connect()
+            connection.sock.settimeout(60)
             connection.request("GET", path)
             answer = connection.getresponse()
             text = answer.read().decode()

@@ -96,6 +96,19 @@ def test_probes_of_every_kind(scene: Scene) -> None:
     assert container(seen, "tcp")["restartCount"] == 0
 
 
+def limits_of(scene: Scene) -> list[str]:
+    """Memory limit, quota and period that the node's kernel keeps for the pod's container."""
+    pod = scene.pod("server")
+    number = container(pod)["containerID"].partition("://")[2]
+    script = (
+        f"cd /sys/fs/cgroup; at() {{ find $1 -type d -name '*{number}*' | head -n 1; }}\n"
+        "if [ -e memory ]; then cat $(at memory)/memory.limit_in_bytes"
+        " $(at cpu)/cpu.cfs_quota_us $(at cpu)/cpu.cfs_period_us;\n"
+        "else cat $(at .)/memory.max $(at .)/cpu.max; fi"
+    )
+    return scene.cluster.node_exec(pod["spec"]["nodeName"], "sh", "-c", script).split()
+
+
 def test_files_logs_limits_and_the_end(scene: Scene, tmp_path: Path) -> None:
     program = "echo before; until [ -e /data/leave ]; do sleep 0.1; done; echo after; "
     program += "echo good-bye >/dev/termination-log; exit 7"
@@ -113,16 +126,7 @@ def test_files_logs_limits_and_the_end(scene: Scene, tmp_path: Path) -> None:
     scene.cluster.kubectl("cp", place, str(tmp_path / "again"))
     assert (tmp_path / "again").read_text() == text.read_text()
 
-    # the limits are in force where the process is
-    script = (
-        "cd /sys/fs/cgroup; if [ -e memory.max ]; then cat memory.max cpu.max;"
-        " else cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us; fi"
-    )
-    assert exec_in(scene, "server", "sh", "-c", script).split() == [
-        str(96 << 20),
-        "25000",
-        "100000",
-    ]
+    assert limits_of(scene) == [str(96 << 20), "25000", "100000"]
 
     exec_in(scene, "server", "touch", "/data/leave")
     seen = until(scene, lambda pod: container(pod)["restartCount"] == 1)
