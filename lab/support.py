@@ -50,9 +50,10 @@ def podman(line: Line | None) -> str:
         return "–"
     if not line["works"]:
         return _short(f"{line['stage']} fails: {line['error']}")
+    restored = f"restored in {line['took_s']:.1f} s"
     if line["client"]:
-        return _short(f"restored in {line['took_s']:.1f} s; client: {line['client']}")
-    return f"restored in {line['took_s']:.1f} s; all well"
+        return _short(f"{restored}; client: {line['client']}")
+    return restored if line["client"] is None else f"{restored}; all well"
 
 
 def _short(text: str) -> str:

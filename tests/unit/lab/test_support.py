@@ -32,6 +32,7 @@ def test_a_row_has_all_moves_of_its_workload() -> None:
     ("line", "said"),
     [
         ({"works": True, "took_s": 1.25, "client": ""}, "restored in 1.2 s; all well"),
+        ({"works": True, "took_s": 1, "client": None}, "restored in 1.0 s"),
         (
             {"works": True, "took_s": 2, "client": "ConnectionResetError: x|y"},
             "restored in 2.0 s; client: ConnectionResetError: x/y",
