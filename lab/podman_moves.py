@@ -76,7 +76,7 @@ def use(image: str, job: dict[str, Any], address: str) -> subprocess.Popen[str] 
         command = [sys.executable, "-c", job["client"], *words]
     else:
         return None
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while True:  # until the server listens
         running = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -91,7 +91,7 @@ def use(image: str, job: dict[str, Any], address: str) -> subprocess.Popen[str] 
         if job.get("beside"):
             subprocess.run([*_PODMAN, "rm", "-f", "client"], capture_output=True, check=False)
         if time.monotonic() > end:
-            raise Failed("use", said.strip()[-300:])
+            raise Failed("use", (said.strip().splitlines() or ["no word"])[-1])
         time.sleep(0.5)
 
 
@@ -160,7 +160,7 @@ def run(image: str, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _until(url: str) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
             answer.read()
