@@ -159,6 +159,12 @@ class Cluster:
             if time.monotonic() > end:
                 raise CommandFailed(f"after the reboot: {waits}")
             time.sleep(0.5)
+        for node in self.ready_nodes():
+            # An agent is ready before it has its certificate; then it listens (port 9460).
+            while self.node_exec(node, "ss", "-Hltn", "sport = :9460", check=False) == "":
+                if time.monotonic() > end:
+                    raise CommandFailed(f"after the reboot the agent of {node} does not listen")
+                time.sleep(0.5)
 
     def _show(self, *words: str) -> None:
         if subprocess.run(self.argv(*words), check=False).returncode:
