@@ -18,7 +18,7 @@ import pytest
 from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import PodState, Tracking
 from godwit_agent.hostops.netns import NetnsThread
-from host.lab import BASE, ROOT, Lab, Node, Pod, lab
+from host.lab import BASE, ROOT, Console, Lab, Node, Pod, lab
 from host.test_mechanisms import Agent
 
 pytestmark = [
@@ -78,7 +78,9 @@ def start(scene: Lab, node: Node, names: list[str]) -> PodState:
     return Agent(node).pods.find(pod.uid)
 
 
-def move(scene: Lab, state: PodState, here: Node, there: Node) -> tuple[Pod, PodState]:
+def move(
+    scene: Lab, state: PodState, here: Node, there: Node, console: Console | None = None
+) -> tuple[Pod, PodState]:
     """The steps of a migration in their order, without a network between the nodes."""
     source, target = Agent(here), Agent(there)
     container, uid = state.containers[0], str(uuid.uuid4())
@@ -94,7 +96,7 @@ def move(scene: Lab, state: PodState, here: Node, there: Node) -> tuple[Pod, Pod
     source.cgroups.guard(container)
     successor = scene.sandbox(there, IP)
     target.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
-    scene.create(successor, ["true"])
+    scene.create(successor, ["true"], console)
     target.restores.wait_waiting(store.slots()["main"], 10)
     arrived = target.pods.find(successor.uid)
     store.bind(arrived)
