@@ -12,6 +12,7 @@ import itertools
 import json
 import platform
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -126,7 +127,10 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
 
 def _report(client: Counter) -> dict[str, Any]:
     """What the client has seen; it may have ended by itself."""
-    return client.report or client.stop()
+    try:
+        return client.report or client.stop()
+    except subprocess.TimeoutExpired:
+        return {"ok": False, "error": "it still waits for an answer", "worst_ms": 0.0, "count": 0}
 
 
 def _next(scene: Stage, nodes: list[str], name: str) -> str:

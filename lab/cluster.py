@@ -61,7 +61,11 @@ class Counter:
         """End the client whatever it does."""
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(30)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:  # it waits for an answer that does not come
+                self._process.kill()
+                self._process.wait(30)
         self._thread.join(30)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
