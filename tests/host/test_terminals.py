@@ -44,7 +44,7 @@ def test_a_shell_at_its_terminal_goes_on(scene: Lab, shell: str) -> None:
         scene.route(IP, scene.a)
         master = first.receive()
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 132, 0, 0))
-        write(master, "stty -echo; x=41; sleep 600 &\n")
+        write(master, "stty -echo; PS1='r''dy> '; x=41; sleep 600 &\n")
         write(master, "echo x$x\n")
         read_until(master, "x41\r\n")
         state = Agent(scene.a).pods.find(pod.uid)
@@ -56,5 +56,6 @@ def test_a_shell_at_its_terminal_goes_on(scene: Lab, shell: str) -> None:
         write(master, "(echo as''leep; exec sleep 500)\n")
         read_until(master, "asleep")
         write(master, "\x03")  # to the foreground job: it is the controlling terminal
+        read_until(master, "rdy> ")  # what is typed sooner may go with the interrupted line
         write(master, "echo $? over; kill %1 && echo killed\n")
         read_until(master, "130 over\r\nkilled")

@@ -22,6 +22,7 @@ from godwit_api.reasons import Reason
 
 _STOPPED = {"T"}
 _DEAD = {"Z", "X"}
+_STOP_S = 1.0
 _ERROR = re.compile(r"^.*\bError \(.*$", re.MULTILINE)
 
 
@@ -120,7 +121,7 @@ class HostRestores:
             message = f"container {slot.container}: processes {there} were restored, not {expected}"
             raise Aborted(Reason.VERIFY_FAILED, message)
         for pid in pids:
-            states = procs.states(pid)
+            states = _settled(pid)
             if not states or states - _STOPPED - _DEAD:
                 message = f"container {slot.container}: process {pid} is not stopped: {states}"
                 raise Aborted(Reason.VERIFY_FAILED, message)
@@ -133,3 +134,15 @@ class HostRestores:
             log = self._layout.local(slot.work) / "restore.log"
             text = "; ".join(_ERROR.findall(log.read_text(errors="replace"))[:3])
         return Aborted(reason, f"container {slot.container}: {what} {text}".strip())
+
+
+def _settled(pid: int) -> set[str]:
+    """States of its threads. CRIU sends SIGSTOP before it lets go (cr-restore.c,
+    finalize_restore_detach): a thread that has not had a processor since is shown as running,
+    without having run."""
+    deadline = time.monotonic() + _STOP_S
+    while (states := set(procs.states(pid))) - _STOPPED - _DEAD:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    return states
