@@ -95,7 +95,11 @@ def test_uninstalling_leaves_the_nodes_as_they_were(bridged: Bridged) -> None:
     assert report["ok"], report
     scene.close("pods")
     _await_pods_of_tests(cluster)
-    cluster.run(*uninstall, "--timeout", "4m")
+    try:
+        cluster.run(*uninstall, "--timeout", "4m")
+    except CommandFailed as failure:
+        words = ("logs", "-l", "job-name=godwit-retire", "-n", SYSTEM_NAMESPACE, "--prefix")
+        raise AssertionError(cluster.kubectl(*words, check=False)) from failure
     assert traces(cluster) == bridged.before
     # an ordinary pod still starts there
     scene = Scene(cluster, "afterwards")
