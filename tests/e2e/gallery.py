@@ -128,6 +128,7 @@ _GOES_ON = "\nopen('/tmp/ready', 'w').close()\nimport time\ntime.sleep(100000)\n
 def redis(reason: str, namespace: str, node: str) -> Pod:
     """A Redis of :data:`SPECS` or :data:`PENDING`, named for its reason."""
     pod = workloads.bare_pod(reason.lower(), namespace, node=node)
+    del pod["spec"]["containers"][0]["resources"]  # they are many for one node
     (SPECS.get(reason) or PENDING[reason])(pod)
     return pod
 
