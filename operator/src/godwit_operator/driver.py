@@ -147,7 +147,7 @@ class Driver:
             # at once: kopf stops the daemon of an object that has ended
             self._ports.queue.leave(migration.metadata.uid)
             return _Tried()
-        return await self._carry_out(decision.step)
+        return await self._carry_out(decision.step, seen.cancel)
 
     async def _observe(
         self, migration: PodMigration, status: Status, result: Result | None
@@ -231,14 +231,14 @@ class Driver:
             note = f"Pod {migration.spec.pod_name} {route}".strip()
             await self._events.post(migration, after.phase, note)
 
-    async def _carry_out(self, step: Step) -> _Tried:
+    async def _carry_out(self, step: Step, planned_cancelled: bool) -> _Tried:
         migration = self._migration
         assert migration is not None
         cancel = self._cancelled(migration)
         effects = Effects(self._ports, migration, cancel, self._report)
         tried = _Tried()
         try:
-            answer = await self._interruptible(effects, step, cancel)
+            answer = await self._interruptible(effects, step, planned_cancelled)
             await _failpoint(f"{step}.done")
             if answer is not None:
                 tried.result, tried.learned = answer
@@ -269,7 +269,11 @@ class Driver:
     async def _interruptible(
         self, effects: Effects, step: Step, cancelled_before: bool
     ) -> tuple[Result, Learned] | None:
-        """The effect's answer; None if it was cut short because of a deletion or the exit."""
+        """The effect's answer; None if it was cut short because of a deletion or the exit.
+
+        ``cancelled_before``: the step was decided with the deletion in view, so it belongs to
+        what a deletion asks for. One that has come since then cuts it short at once.
+        """
         if step not in INTERRUPTIBLE or cancelled_before:
             return await effects.run(step)
         work = asyncio.ensure_future(effects.run(step))
