@@ -37,6 +37,8 @@
  * - Faults come before what is sent unasked; a process that faults all the time never gets the
  *   rest. Here every eighth turn is for the rest.
  * - A signal, even SIGCONT, ends epoll_wait(2) and with it the daemon. Here it waits again.
+ *
+ * How does it serve pages that are still on the source? criu-postcopy.c.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -56,6 +58,8 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "criu-postcopy.h"
 
 #define PAGE_BYTES 4096UL
 
@@ -84,37 +88,48 @@ static int wanted(void)
 	return answer;
 }
 
-/* What the page daemon has read last, and whether a page may be needed once more: by a child. */
+/* What the page daemon has read last, whether more was asked for that is not there yet
+ * (criu-postcopy.c), and whether a page may be needed once more: by a child. */
 static struct {
 	int fd;
 	const void *buffer;
 	off64_t offset;
 	size_t size;
+	int cut;
 	int forked;
 } served;
 
 ssize_t pread64(int fd, void *buffer, size_t size, off64_t offset)
 {
-	ssize_t got = syscall(SYS_pread64, fd, buffer, size, offset);
+	size_t there = postcopy_there(fd, offset, size);
+	ssize_t got = there ? syscall(SYS_pread64, fd, buffer, there, offset) : 0;
 	served.fd = fd;
 	served.buffer = buffer;
 	served.offset = offset;
 	served.size = got > 0 ? got : 0;
-	return got;
+	served.cut = there < size && got == (ssize_t)there;
+	return served.cut ? (ssize_t)size : got;
 }
 
 ssize_t read(int fd, void *buffer, size_t size)
 {
 	ssize_t got = syscall(SYS_read, fd, buffer, size);
-	if (got == sizeof(struct uffd_msg) && *(uint8_t *)buffer == UFFD_EVENT_FORK)
-		served.forked = 1;
+	if (got == sizeof(struct uffd_msg)) {
+		const struct uffd_msg *message = buffer;
+		if (message->event == UFFD_EVENT_FORK)
+			served.forked = 1;
+		if (message->event == UFFD_EVENT_PAGEFAULT)
+			postcopy_fault(fd, message->arg.pagefault.address);
+	}
 	return got;
 }
 
 int epoll_wait(int fd, struct epoll_event *events, int most, int timeout)
 {
 	static unsigned calls;
-	if (!timeout && ++calls % 8 == 0)
+	const int unasked = !timeout;
+	timeout = postcopy_wait(fd, timeout);
+	if (unasked && !postcopy_stalled() && ++calls % 8 == 0)
 		return 0;
 	int count;
 	do
@@ -124,10 +139,19 @@ int epoll_wait(int fd, struct epoll_event *events, int most, int timeout)
 }
 
 /* A range that is no longer within one mapping is refused as a whole (ENOENT): less of it may do.
- * What was copied before a refusal is reported with EAGAIN, as the kernel does it. */
+ * What was copied before a refusal is reported with EAGAIN, as the kernel does it; so is what is
+ * copied before a page that is not there yet. */
 static int copy_what_fits(int fd, struct uffdio_copy *copy)
 {
 	const uint64_t asked = copy->len;
+	const uint64_t end = (uintptr_t)served.buffer + served.size;
+	if (served.cut && copy->src >= end) {
+		copy->copy = -EAGAIN;
+		errno = EAGAIN;
+		return -1;
+	}
+	if (served.cut && copy->len > end - copy->src)
+		copy->len = end - copy->src;
 	int result = (int)syscall(SYS_ioctl, fd, UFFDIO_COPY, copy);
 	while (result && copy->copy == -ENOENT && copy->len > PAGE_BYTES) {
 		copy->len = copy->len / 2 & ~(PAGE_BYTES - 1);

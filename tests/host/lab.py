@@ -207,7 +207,7 @@ class Lab:
             str(local("/opt/godwit/criu/criu-shim.so")),
             str(local("/opt/godwit/criu/bin/tar")),
         )
-        sources = [str(NATIVE / name) for name in ("criu-shim.c", "criu-vmas.c")]
+        sources = [str(NATIVE / name) for name in ("criu-shim.c", "criu-vmas.c", "criu-postcopy.c")]
         run("gcc", "-O2", "-shared", "-fPIC", "-o", shim, *sources)
         run("gcc", "-O2", "-static", "-o", tar, str(NATIVE / "criu-tar.c"))
         return node

@@ -37,6 +37,7 @@ class Kind(StrEnum):
     TIMES = "t"  # modification time, after the content
     REMOVED = "r"
     POPULATED = "m"  # not of files: body, all memory ranges of process ``number`` (``memory``)
+    WITHHELD = "w"  # in the same form: ranges whose last content stays on the source for now
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):

@@ -143,7 +143,8 @@ class RoundStats:
 
     ``dirty_bytes``: found changed since the last pass; ``copied_bytes``: given
     to the sink; ``duration_us``: scan and copy; ``since_us``: from the start of
-    the previous pass to this one (0 for the first); ``parts_us``: named parts.
+    the previous pass to this one (0 for the first); ``parts_us``: named parts;
+    ``withheld_bytes``: changed and not sent, for post-copy.
     """
 
     dirty_bytes: int
@@ -151,6 +152,25 @@ class RoundStats:
     duration_us: int
     since_us: int
     parts_us: Mapping[str, int] = field(default_factory=dict)
+    withheld_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Whole pages of one process from ``vaddr`` on; no ``data``: ``length`` bytes of zeros."""
+
+    vaddr: int
+    length: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Whole pages of one process of a container, without their content; ranges in order."""
+
+    container: str
+    vpid: int
+    ranges: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +226,14 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class StoreTotals:
-    """What the target's store holds when it is complete."""
+    """What the target's store holds when it is complete. ``missing_bytes`` of ``memory_bytes``
+    are still on the source."""
 
     memory_bytes: int
     images_bytes: int
     processes: int
     parts_us: Mapping[str, int] = field(default_factory=dict)
+    missing_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

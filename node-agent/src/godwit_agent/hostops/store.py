@@ -16,6 +16,7 @@ from godwit_agent.hostops.filetarget import TargetFiles
 from godwit_agent.hostops.gate import Gate
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.memory import BOOTSTRAP_TREE
+from godwit_agent.hostops.missing import HostMissing
 from godwit_agent.hostops.model import HostPath, PodState, Slot, StoreTotals
 from godwit_agent.hostops.pagedaemon import PageDaemon
 from godwit_agent.hostops.pagestore import PageStore
@@ -84,6 +85,7 @@ class HostTargetStore:
             for name in containers
         }
         self._files = TargetFiles(layout, {n: f"{base}/{n}/files" for n in containers})
+        self._missing: HostMissing | None = None
 
     def make(self) -> None:
         for part in self._parts.values():
@@ -117,6 +119,8 @@ class HostTargetStore:
         part, record = self._part(container), filerecords.decode(header)
         if record.kind is Kind.POPULATED:
             part.pages.populated(record.number, record.size, body)
+        elif record.kind is Kind.WITHHELD:
+            part.pages.withheld(record.number, record.size, body)
         else:
             self._files.apply(container, record, body)
 
@@ -136,7 +140,7 @@ class HostTargetStore:
             except ImageError as error:
                 raise Aborted(Reason.VERIFY_FAILED, f"{BOOTSTRAP_TREE}: {error}") from error
 
-    def complete(self) -> StoreTotals:
+    def complete(self, *, may_miss: bool = False) -> StoreTotals:
         memory = images = count = 0
         begin = time.monotonic_ns()
         for part in self._parts.values():
@@ -144,16 +148,25 @@ class HostTargetStore:
                 processes = (part.images / "pstree.img").read_bytes()
                 for process in tree.decode(processes):
                     count += 1
-                    memory += self._complete(part, process.pid)
+                    memory += self._complete(part, process.pid, may_miss=may_miss)
                 self._follow(part, processes)
             except (FileNotFoundError, ImageError) as error:
                 message = f"container {part.slot.container}: {error}"
                 raise Aborted(Reason.VERIFY_FAILED, message) from error
             images += sum(path.stat().st_size for path in part.images.iterdir())
         took = (time.monotonic_ns() - begin) // 1000
-        return StoreTotals(memory, images, count, {"complete": took})
+        away = sum(part.pages.missing.bytes for part in self._parts.values())
+        return StoreTotals(memory, images, count, {"complete": took}, away)
+
+    def missing(self) -> HostMissing | None:
+        parts = {n: (p.pages, p.daemon) for n, p in self._parts.items() if p.pages.missing}
+        if parts and self._missing is None:
+            self._missing = HostMissing(parts)
+        return self._missing
 
     def destroy(self) -> None:
+        if self._missing:
+            self._missing.let_go()
         for part in self._parts.values():
             part.daemon.stop()
             part.pages.close()
@@ -168,7 +181,7 @@ class HostTargetStore:
         )
 
     @staticmethod
-    def _complete(part: _Part, vpid: int) -> int:
+    def _complete(part: _Part, vpid: int, *, may_miss: bool) -> int:
         path, layout = part.images / f"pagemap-{vpid}.img", part.images / f"mm-{vpid}.img"
         if not path.exists():
             if layout.exists():
@@ -176,7 +189,7 @@ class HostTargetStore:
             return 0  # a zombie has no memory
         _, entries = pagemap.decode(path.read_bytes())
         part.link(vpid)
-        return part.pages.complete(vpid, entries, layout.read_bytes())
+        return part.pages.complete(vpid, entries, layout.read_bytes(), may_miss=may_miss)
 
     @staticmethod
     def _follow(part: _Part, processes: bytes) -> None:
