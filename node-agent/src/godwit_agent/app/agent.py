@@ -22,6 +22,7 @@ from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath, NodeFacts
 from godwit_agent.hostops.ports import Host
 from godwit_agent.hostops.spool import Spool
+from godwit_api.errors import GodwitError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class JournalSummary:
     role: Role
     step: str
     outcome: Outcome | None
+    missing_bytes: int = 0  # of a target's running copy
+    lost: GodwitError | None = None
 
 
 class Agent:
@@ -95,7 +98,9 @@ class Agent:
     def _summary(self, key: Key) -> JournalSummary:
         last = self._journals.open(key).last
         outcome = self.source.outcome(key) if key.role is Role.SOURCE else None
-        return JournalSummary(key.epoch, key.role, last.value if last else "", outcome)
+        missing, lost = self.target.missing(key) if key.role is Role.TARGET else (0, None)
+        step = last.value if last else ""
+        return JournalSummary(key.epoch, key.role, step, outcome, missing, lost)
 
     def _moving(self) -> frozenset[str]:
         """Addresses of migrations that are not over here."""

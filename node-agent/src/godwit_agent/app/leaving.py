@@ -12,12 +12,22 @@ from __future__ import annotations
 import ipaddress
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent.app.outlet import Outlet
-from godwit_agent.hostops.model import Container, Outgoing, Packet, PodState, RoundStats, Sandbox
+from godwit_agent.hostops.model import (
+    Container,
+    Extent,
+    Outgoing,
+    Packet,
+    Piece,
+    PodState,
+    RoundStats,
+    Sandbox,
+)
 from godwit_agent.hostops.ports import (
+    FrozenMemory,
     GatedDump,
     HeldConnections,
     Host,
@@ -45,6 +55,8 @@ class Leaving:
         self._ids = tuple(container.id for container in state.containers)
         self._memory: SourceMemory | None = None
         self._files: SourceFiles | None = None
+        self._frozen: FrozenMemory | None = None
+        self._frozen_lock = threading.Lock()
         self._bootstrap: dict[tuple[str, str], bytes] = {}
         self._network: PodNetwork | None = None
         self._connections: HeldConnections | None = None
@@ -167,13 +179,14 @@ class Leaving:
         for dump in self._dumps.values():
             dump.wait_dumped(timeout_s)
 
-    def send_changes(self, outlet: Outlet) -> RoundStats:
-        """Pages and files written since the last round; runs beside ``dump``."""
+    def send_changes(self, outlet: Outlet, allowance: int | None = None) -> RoundStats:
+        """Pages and files written since the last round; runs beside ``dump``. ``allowance``: of
+        a post-copy, see ``SourceMemory.final``."""
         assert self._memory
         assert self._files
         files = self._workers.submit(self._files.final, outlet)
         try:
-            memory = self._memory.final(outlet)
+            memory = self._memory.final(outlet, allowance)
         finally:
             failure = files.exception()
         if failure:
@@ -248,6 +261,14 @@ class Leaving:
         if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
             self._host.addresses.hold(self._ip, self.state.uid)
 
+    def read(self, piece: Piece) -> Sequence[Extent]:
+        """Memory of the frozen tree; several calls at a time."""
+        with self._frozen_lock:
+            if self._frozen is None:
+                self._frozen = self._host.copies.frozen(self.state)
+            frozen = self._frozen
+        return frozen.read(piece)
+
     def kill(self) -> None:
         """Ends the frozen tree behind its closed door, and CRIU with it."""
         for container in self.state.containers:
@@ -267,6 +288,10 @@ class Leaving:
     def close(self) -> None:
         """Leaves nothing in the processes, keeps no thread."""
         self._close_copies()
+        with self._frozen_lock:
+            frozen, self._frozen = self._frozen, None
+        if frozen:
+            frozen.close()
         self._workers.shutdown(wait=False)
 
     def _close_copies(self) -> None:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from godwit_agent import log
 from godwit_agent.app import forward
 from godwit_agent.app.copying import Copier
 from godwit_agent.app.epochs import refuse_stale
 from godwit_agent.app.guarding import Guards
-from godwit_agent.app.journal import JournalStore, Key, Role, Step
+from godwit_agent.app.journal import Journal, JournalStore, Key, Role, Step
 from godwit_agent.app.model import CopyPolicy, CopyProgress, Migration, Outcome, PeerNode, Pod
 from godwit_agent.app.peers import Decision, PeerFactory
 from godwit_agent.app.sessions import SourceSession
 from godwit_agent.app.source_sessions import SourceSessions
 from godwit_agent.app.switching import Switcher
 from godwit_agent.app.turns import Turns
-from godwit_agent.hostops.model import Inspection, Obstacle, PodState
+from godwit_agent.hostops.model import Extent, Inspection, Obstacle, Piece, PodState
 from godwit_agent.hostops.ports import Host
-from godwit_agent.memory.rounds import predicted_freeze_ms
+from godwit_agent.memory import rounds
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -116,8 +116,13 @@ class Source:
         budget_ms: int,
         timeout_ms: int,
         deadline: float,
+        post_copy: bool = False,
     ) -> Outcome:
-        """Moves the processes. A repeated call waits for the first one and answers the same."""
+        """Moves the processes. A repeated call waits for the first one and answers the same.
+
+        ``post_copy``: pages that the freeze has no time for stay here until the target has
+        fetched them; the frozen processes end then.
+        """
         session = self._sessions.of_call(migration, pod, target)
         with session.busy("Switch", deadline - 1.0):
             known = self.outcome(session.journal.key)
@@ -129,18 +134,24 @@ class Source:
                 message = "a commit record could not be written nor taken back; see the log"
                 raise Unsafe(Reason.INTERNAL, message)
             _require_undecided(session)
-            switcher = Switcher(session, target, self._peers(target))
             if session.journal.has(Step.SWITCHING):
+                switcher = Switcher(session, target, self._peers(target))
                 return switcher.roll_back(Aborted(Reason.INTERNAL, "an earlier rollback failed"))
             if not session.journal.has(Step.GUARDED):
                 raise Rejected(Reason.WRONG_STEP, "the source is not guarded")
             with self._turns.turn(deadline - 1.0):
-                self._copier.once_more(session)
-                predicted = predicted_freeze_ms(session.left_bytes, session.bandwidth)
+                allowance = rounds.allowance(session.bandwidth, budget_ms) if post_copy else None
+                self._copier.once_more(session, allowance)
+                left = (
+                    session.left_bytes if allowance is None else min(session.left_bytes, allowance)
+                )
+                predicted = rounds.predicted_freeze_ms(left, session.bandwidth)
                 if budget_ms and predicted > budget_ms:
                     message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
                     return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
                 timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
+                peer = self._peers(target)
+                switcher = Switcher(session, target, peer, allowance=allowance)
                 outcome = switcher.switch(timeout_s)
             return outcome or self._still_forward(session, deadline)
 
@@ -155,6 +166,9 @@ class Source:
             if not session.journal.has(Step.RUNNING):
                 message = "the target has not said that its copy runs"
                 raise Retryable(Reason.WRONG_STEP, message, delay_seconds=2.0)
+            if session.needed:
+                message = "the target has not fetched all pages yet"
+                raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=1.0)
             session.processes.hold_address()
             session.processes.kill()
             session.processes.discard()
@@ -194,15 +208,47 @@ class Source:
 
     def decision(self, migration: Migration, node: str) -> Decision:
         """For a target that holds a stopped copy and has heard nothing."""
+        journal = self._journal_for(migration, node)
+        committed = journal.has(Step.COMMITTED)
+        over = (Step.THAWED, Step.PARKED, Step.ABORTED)
+        return Decision(committed, not committed and journal.find(*over) is not None)
+
+    def pages(self, migration: Migration, node: str, piece: Piece) -> Sequence[Extent]:
+        """For a target that is, or may soon be, running without all of them."""
+        journal = self._journal_for(migration, node)
+        over = journal.find(Step.THAWED, Step.PARKED, Step.ABORTED, Step.ARRIVED, Step.FINISHED)
+        if over is not None or not journal.has(Step.SWITCHING):
+            what = f"is over ({over.step})" if over else "has not begun"
+            raise Rejected(Reason.WRONG_STEP, f"the switch of this attempt {what}")
+        session = self.resume_session(journal.key)
+        if session is None:
+            raise Rejected(Reason.WRONG_STEP, "the journal of this attempt says nothing")
+        return session.processes.read(piece)
+
+    def arrived(self, migration: Migration, node: str) -> None:
+        """The target needs this side no more: what stands frozen here may end."""
+        journal = self._journal_for(migration, node)
+        if not journal.has(Step.COMMITTED):
+            raise Rejected(Reason.WRONG_STEP, "this attempt has not committed")
+        session = self.resume_session(journal.key)
+        if session is None or journal.terminal:
+            return
+        with session.busy("Arrived"):
+            if not journal.has(Step.ARRIVED):
+                journal.append(Step.ARRIVED)
+                log.info("every page has arrived", **_keys(session))
+            if journal.has(Step.RUNNING):
+                forward.end(session)
+
+    def _journal_for(self, migration: Migration, node: str) -> Journal:
+        """Only the node that this migration names as its target may ask."""
         journal = self._journals.get(Key(migration.uid, migration.epoch, Role.SOURCE))
         if journal is None:
             raise Rejected(Reason.UNKNOWN_MIGRATION, f"migration {migration.uid} is not known here")
         peer = journal.find(Step.OPENED)
         if peer is None or (peer.data.get("peer") or {}).get("name") != node:
             raise Rejected(Reason.WRONG_PEER, f"{node} is not the target of this migration")
-        committed = journal.has(Step.COMMITTED)
-        over = (Step.THAWED, Step.PARKED, Step.ABORTED)
-        return Decision(committed, not committed and journal.find(*over) is not None)
+        return journal
 
     def outcome(self, key: Key) -> Outcome | None:
         """How the switch of this attempt ended, once it has."""
@@ -243,7 +289,13 @@ class Source:
             record = session.journal.find(Step.COMMITTED)
             frozen_at = record.data["frozen_at_ns"] if record else ran.resumed_unix_ns
             sent = session.outlet.bytes_sent if session.outlet else 0
-            outcome = forward.outcome_of(ran, sent, session.parts_us, frozen_at_ns=frozen_at)
+            outcome = forward.outcome_of(
+                ran,
+                sent,
+                session.parts_us,
+                frozen_at_ns=frozen_at,
+                missing_bytes=session.missing_bytes,
+            )
             forward.settle(session, outcome)
         finally:
             peer.close()

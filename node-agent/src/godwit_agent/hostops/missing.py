@@ -60,6 +60,8 @@ class HostMissing:
         for number in ready:
             if number in files:
                 found += self._wanted(files[number])
+            else:
+                self._ended(number)
         return list(dict.fromkeys(found))
 
     def _wanted(self, name: str) -> Iterator[Piece]:
@@ -72,6 +74,14 @@ class HostMissing:
                 yield Piece(name, vpid, around)
             else:
                 missing.ring()  # it has come meanwhile
+
+    def _ended(self, handle: int) -> None:
+        """Heard once; it would be readable for ever."""
+        with self._lock:
+            for name, known in list(self._daemons.items()):
+                if known == handle:
+                    del self._daemons[name]
+                    os.close(handle)
 
     def arrived(self, piece: Piece, extents: Iterable[Extent]) -> None:
         pages, _ = self._parts[piece.container]

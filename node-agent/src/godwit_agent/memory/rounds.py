@@ -81,18 +81,26 @@ def predicted_freeze_ms(left_bytes: int, bandwidth: int, base_ms: int = FIXED_FR
     return base_ms + round(left_bytes * 1000 / bandwidth if bandwidth else 0)
 
 
+def allowance(bandwidth: int, budget_ms: int = 0, base_ms: int = FIXED_FREEZE_MS) -> int:
+    """Bytes that the freeze of a post-copy sends: what its budget lets through, without one
+    what costs nothing."""
+    return (budget_ms - base_ms) * bandwidth // 1000 if budget_ms else SMALL_BYTES
+
+
 def decide(
     done: Sequence[Round],
     *,
     budget_ms: int = 0,
     steps_left: int = 0,
     base_ms: int = FIXED_FREEZE_MS,
+    post_copy: bool = False,
 ) -> Decision:
     """After the rounds ``done``, oldest first; ``budget_ms`` 0: none.
 
     A budget below ``base_ms`` is refused before the first round: no round can help.
     ``steps_left``: how often the pod may still be slowed down before a budget is refused;
-    ``done`` then begins anew with the last round before the step.
+    ``done`` then begins anew with the last round before the step. ``post_copy``: instead of a
+    refusal, what the freeze cannot send comes after it.
     """
     last = done[-1] if done else None
     predicted = predicted_freeze_ms(last.left_bytes, last.bandwidth, base_ms) if last else base_ms
@@ -101,6 +109,11 @@ def decide(
     verdict = _verdict(done, predicted, budget_ms)
     if verdict is Verdict.REFUSE and steps_left > 0:
         verdict = Verdict.THROTTLE
+    if last and post_copy:
+        if verdict is Verdict.REFUSE:
+            verdict = Verdict.SWITCH
+        sent = min(last.left_bytes, allowance(last.bandwidth, budget_ms, base_ms))
+        predicted = predicted_freeze_ms(sent, last.bandwidth, base_ms)
     return Decision(verdict, predicted)
 
 

@@ -122,6 +122,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
                     budget_ms=decode.milliseconds(request.freeze_budget_ms, "freeze_budget_ms"),
                     timeout_ms=decode.milliseconds(request.freeze_timeout_ms, "freeze_timeout_ms"),
                     deadline=until,
+                    post_copy=request.post_copy,
                 )
             return encode.outcome(outcome)
 
