@@ -172,7 +172,7 @@ def test_a_source_whose_processes_are_gone_takes_the_copy_with_it(cluster: Clust
     switch_with_the_link_cut(cluster)
     cluster.a.fake.killed = True  # the node was rebooted
     mend(cluster)
-    is_lost(cluster, Reason.SOURCE_EXITED)
+    is_lost(cluster, Reason.PAGES_LOST)
     until(lambda: cluster.a.steps()[-1:] == ["Arrived"])
     cluster.finish()
     assert not cluster.b.fake.stores_here
@@ -206,7 +206,7 @@ def test_a_fenced_source_never_lets_an_incomplete_copy_run(cluster: Cluster) -> 
 def test_a_page_daemon_that_dies_takes_the_copy_with_it(cluster: Cluster) -> None:
     switch_with_the_link_cut(cluster)
     cluster.b.fake.serving = Serving.BROKEN
-    is_lost(cluster, Reason.RESTORE_FAILED)
+    is_lost(cluster, Reason.PAGES_LOST)
 
 
 def test_a_copy_that_has_ended_needs_no_more_pages(cluster: Cluster) -> None:

@@ -819,6 +819,9 @@ class FinishSourceRequest(_message.Message):
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     POD_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    lost: _builtins.bool
+    """of a post-copy: the copy that needed its pages is gone"""
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
@@ -828,10 +831,11 @@ class FinishSourceRequest(_message.Message):
         *,
         migration: Global___MigrationRef | None = ...,
         pod: Global___PodRef | None = ...,
+        lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -155,8 +155,9 @@ class Source:
                 outcome = switcher.switch(timeout_s)
             return outcome or self._still_forward(session, deadline)
 
-    def finish(self, migration: Migration, pod: Pod) -> None:
-        """After the commit: kills what is left, lifts the guard. The kubelet does the rest."""
+    def finish(self, migration: Migration, pod: Pod, *, lost: bool = False) -> None:
+        """After the commit: kills what is left, lifts the guard. The kubelet does the rest.
+        ``lost``: the copy that needed pages from here is gone, and has been given up."""
         key = Key(migration.uid, migration.epoch, Role.SOURCE)
         journal = self._journals.get(key)
         if journal is None or journal.last is Step.FINISHED:
@@ -166,7 +167,7 @@ class Source:
             if not session.journal.has(Step.RUNNING):
                 message = "the target has not said that its copy runs"
                 raise Retryable(Reason.WRONG_STEP, message, delay_seconds=2.0)
-            if session.needed:
+            if session.needed and not lost:
                 message = "the target has not fetched all pages yet"
                 raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=1.0)
             session.processes.hold_address()

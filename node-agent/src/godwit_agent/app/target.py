@@ -384,7 +384,9 @@ class Target:
         session.pod.kill()
         if not session.journal.has(Step.LOST):
             message = f"the pod's process is lost with memory that was still on its source: {error}"
-            session.journal.append(Step.LOST, {"reason": error.reason, "message": message})
+            fenced = error.reason is Reason.NODE_LOST
+            reason = Reason.NODE_LOST if fenced else Reason.PAGES_LOST
+            session.journal.append(Step.LOST, {"reason": reason, "message": message})
             log.error("the running copy was killed", **_keys(session), error=error)
         self._tell_arrived(session)
 

@@ -133,7 +133,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
     ) -> pb.FinishSourceResponse:
         def work(_: float) -> pb.FinishSourceResponse:
             migration, pod = decode.migration(request.migration), decode.pod(request.pod)
-            self._agent.source.finish(migration, pod)
+            self._agent.source.finish(migration, pod, lost=request.lost)
             return pb.FinishSourceResponse()
 
         return _serve(context, "FinishSource", work)
