@@ -48,7 +48,7 @@ async def await_pages(
             began = left if began < 0 else began
             await report(_learned(left, (began - left) / max(time.monotonic() - begin, 1e-3)))
         elif time.monotonic() - since > _PATIENCE_SECONDS:
-            await _give_up_if(target, migration, source_fenced)
+            await _give_up_if(target, migration, left, source_fenced)
         await asyncio.sleep(_LOOK_SECONDS)
 
 
@@ -61,15 +61,18 @@ async def _record(target: Agent, migration: PodMigration) -> pb.MigrationRecord:
 
 
 async def _give_up_if(
-    target: Agent, migration: PodMigration, source_fenced: Callable[[], Awaitable[bool]]
+    target: Agent,
+    migration: PodMigration,
+    left: int,
+    source_fenced: Callable[[], Awaitable[bool]],
 ) -> None:
     """No page has come for a while. Without a fenced source that is no reason to kill."""
     source = migration.status.source_node
     if not await source_fenced():
         message = (
-            f"{migration.status.remaining_bytes or 0} bytes of the pod's memory are still on node "
-            f"{source} and do not come. What needs them waits. If that node cannot come back, "
-            "delete the Node: then the pod is given up, and starts anew"
+            f"{left} bytes of the pod's memory are still on node {source} and do not come. What "
+            "needs them waits. If that node cannot come back, delete the Node: then the pod is "
+            "given up, and starts anew"
         )
         raise Retryable(Reason.SOURCE_UNREACHABLE, message, delay_seconds=1.0)
     try:
