@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from godwit_agent.hostops.model import PodState
-from godwit_agent.hostops.ports import Serving
+from godwit_agent.hostops.ports import MissingPages, Serving
 from godwit_agent.hostops.store import HostTargetStore
 from host.lab import BASE, ROOT, Lab, lab
 from host.test_changing_memory import said, wait_for_passes
@@ -53,11 +54,18 @@ def start_turmoil(scene: Lab, tmp_path: Path, *turmoil: str) -> PodState:
 
 
 class Fetching:
-    """What an agent does, with a link that lets a piece through every ``pause_s``."""
+    """What an agent does, with a link that lets a piece through every ``pause_s``.
 
-    def __init__(self, scene: Lab, state: PodState, pause_s: float) -> None:
+    ``restart``: the target's agent is another one from the half on.
+    """
+
+    def __init__(
+        self, scene: Lab, state: PodState, pause_s: float, *, restart: bool = False
+    ) -> None:
+        self._scene = scene
         self._frozen = Agent(scene.a).copies.frozen(state)
         self._pause_s = pause_s
+        self._restart = restart
         self._stop = threading.Event()
         self.asked = 0
         self.errors: list[Exception] = []
@@ -69,42 +77,58 @@ class Fetching:
         began = missing.bytes
         assert began > 80 << 20
         missing.hold()
-        threads = [threading.Thread(target=self._try, args=(store, work)) for work in (
-            self._serve, self._stream)]  # fmt: skip
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-            threads[1].join(60)
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-        assert not self.errors
+        first = self._begin(missing, began // 2 if self._restart else 0)
+        yield
+        self._end(first)
+        if self._restart:
+            assert 0 < missing.bytes < began
+            missing.let_go()
+            (uid,) = Agent(self._scene.b).stores.list()
+            again = Agent(self._scene.b).stores.open_target(uid)
+            assert again
+            found = again.missing()
+            assert found
+            assert found.bytes == missing.bytes
+            assert found.serving() is Serving.RUNNING
+            found.hold()
+            self._end(self._begin(found, 0))
+            missing = found
         assert missing.bytes == 0
         assert missing.serving() is not Serving.BROKEN
         missing.let_go()
         self._frozen.close()
         print(f"{began >> 20} MiB were missing, {self.asked} pieces of them asked for")
 
-    def _try(self, store: HostTargetStore, work: object) -> None:
+    def _begin(self, missing: MissingPages, until: int) -> list[threading.Thread]:
+        self._stop.clear()  # of what an earlier agent had
+        stream = threading.Thread(target=self._try, args=(lambda: self._stream(missing, until),))
+        serve = threading.Thread(target=self._try, args=(lambda: self._serve(missing),))
+        for thread in (stream, serve):
+            thread.start()
+        return [stream, serve]
+
+    def _end(self, threads: list[threading.Thread]) -> None:
+        threads[0].join(120)
+        self._stop.set()
+        threads[1].join()
+        assert not self.errors
+
+    def _try(self, work: Callable[[], None]) -> None:
         try:
-            work(store)  # type: ignore[operator]
+            work()
         except Exception as error:
             self.errors.append(error)
 
-    def _serve(self, store: HostTargetStore) -> None:
-        missing = store.missing()
-        assert missing
+    def _serve(self, missing: MissingPages) -> None:
         while not self._stop.is_set():
             for piece in missing.wanted(0.05):
                 missing.arrived(piece, self._frozen.read(piece))
                 self.asked += 1
 
-    def _stream(self, store: HostTargetStore) -> None:
-        missing = store.missing()
-        assert missing
+    def _stream(self, missing: MissingPages, until: int) -> None:
         for piece in missing.pieces(_PIECE_BYTES):
+            if missing.bytes <= until:
+                return
             time.sleep(self._pause_s)
             missing.arrived(piece, self._frozen.read(piece))
 
@@ -117,3 +141,63 @@ def test_every_word_is_there(scene: Lab, tmp_path: Path, turmoil: str) -> None:
     assert fetching.asked
     assert not said(arrived.containers[0].init_pid, "wrong")
     wait_for_passes(arrived.containers[0].init_pid, 2)
+
+
+def test_another_agent_goes_on(scene: Lab, tmp_path: Path) -> None:
+    """What is missing, and what was asked for, lies with the store."""
+    state = start_turmoil(scene, tmp_path, "fork")
+    fetching = Fetching(scene, state, 0.02, restart=True)
+    _, arrived = move(scene, state, scene.a, scene.b, allowance=_SENT_BYTES, fetching=fetching)
+    assert not said(arrived.containers[0].init_pid, "wrong")
+    wait_for_passes(arrived.containers[0].init_pid, 2)
+
+
+class DaemonDied(Exception):
+    pass
+
+
+# a move that is left in the middle closes nothing
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_process_whose_page_daemon_dies_does_not_go_on_with_zeros(
+    scene: Lab, tmp_path: Path
+) -> None:
+    """It waits, and whoever holds its memory hears of it at once."""
+    state = start_turmoil(scene, tmp_path, "split")
+
+    frozen, restoring = Agent(scene.a).copies.frozen(state), threading.Event()
+
+    def serve(missing: MissingPages) -> None:
+        while not restoring.is_set():
+            for piece in missing.wanted(0.02):
+                missing.arrived(piece, frozen.read(piece))
+
+    @contextlib.contextmanager
+    def fetching(store: HostTargetStore) -> Iterator[None]:
+        missing = store.missing()
+        assert missing
+        missing.hold()
+        server = threading.Thread(target=serve, args=(missing,))
+        server.start()
+        yield
+        restoring.set()
+        server.join()
+        (restored,) = (Agent(scene.b).restores.find(slot) for slot in store.slots().values())
+        assert restored
+        deadline = time.monotonic() + 20
+        while not missing.wanted(0.1):
+            assert time.monotonic() < deadline, "nothing waits"
+        (daemon,) = Path(scene.b.layout.local(store.slots()["main"].directory)).glob("pages/*.pid")
+        os.kill(int(daemon.read_text()), signal.SIGKILL)
+        while missing.serving() is Serving.RUNNING:
+            missing.wanted(5)
+        assert missing.serving() is Serving.BROKEN
+        passes = said(restored.init_pid, "passes")
+        time.sleep(0.5)
+        assert said(restored.init_pid, "passes") == passes
+        assert not said(restored.init_pid, "wrong")
+        Agent(scene.b).restores.abort(store.slots()["main"])
+        missing.let_go()
+        raise DaemonDied
+
+    with pytest.raises(DaemonDied):
+        move(scene, state, scene.a, scene.b, allowance=_SENT_BYTES, fetching=fetching)
