@@ -162,6 +162,8 @@ class Target:
                 self._start_fetching(session)
                 session.stopped = session.pod.restore(left, watch, outgoing)
             missing = session.pod.missing()
+            if missing:
+                missing.hold()  # before it can run
             return Restored(session.stopped, watch.parts_us, missing.bytes if missing else 0)
 
     def run(self, migration: Migration, node: str) -> Ran:
