@@ -23,7 +23,7 @@ _MBIT = 200
 _AGENT = "python3 -m godwit_agent$"
 _CUT = (
     "nft 'table inet cut { chain in { type filter hook input priority -300; "
-    "tcp dport { 9460, 9461 } drop; tcp sport { 9460, 9461 } drop; } }'; "
+    "tcp dport { 9460, 9461 } drop; tcp sport { 9460, 9461 } drop; }; }' && "
     "sleep 5; nft delete table inet cut"
 )
 

@@ -20,6 +20,7 @@ from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import PodState, Tracking
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.store import HostTargetStore
+from godwit_api.errors import Retryable
 from host.lab import BASE, ROOT, Lab, Node, Pod, lab
 from host.test_mechanisms import Agent
 
@@ -167,7 +168,14 @@ def move(
         far.open_door()
         target.restores.resume([restored])
         far.inject(door.held(syn_since_ns=frozen, since_ns=frozen))
+        if allowance is not None:
+            source.cgroups.freeze([container.id], 5)
+    begin = time.monotonic()
+    if allowance is not None:  # what has been held ends before CRIU hears of it
+        with contextlib.suppress(Retryable):
+            source.cgroups.kill([container.id], timeout_s=0.0)
     dump.finish()
+    print(f"end of the source {1000 * (time.monotonic() - begin):.0f} ms")
     source.cgroups.kill([container.id])
     drained = store.drained(10)
     if keep:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from godwit_agent.hostops import procs
 from godwit_agent.hostops.model import PodState
 from godwit_agent.hostops.ports import MissingPages, Serving
 from godwit_agent.hostops.store import HostTargetStore
@@ -152,7 +153,7 @@ def test_another_agent_goes_on(scene: Lab, tmp_path: Path) -> None:
     wait_for_passes(arrived.containers[0].init_pid, 2)
 
 
-class DaemonDied(Exception):
+class Over(Exception):
     pass
 
 
@@ -198,7 +199,47 @@ def test_a_process_whose_page_daemon_dies_does_not_go_on_with_zeros(
         assert not said(restored.init_pid, "wrong")
         Agent(scene.b).restores.abort(store.slots()["main"])
         missing.let_go()
-        raise DaemonDied
+        raise Over
 
-    with pytest.raises(DaemonDied):
+    with pytest.raises(Over):
+        move(scene, state, scene.a, scene.b, allowance=_SENT_BYTES, fetching=fetching)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_stands_on_the_source_stands_without_criu(scene: Lab, tmp_path: Path) -> None:
+    """Else the death of one process there would make a second running copy."""
+    state = start_turmoil(scene, tmp_path, "split")
+    source, container = Agent(scene.a), state.containers[0]
+    serving = Fetching(scene, state, 0.0)
+
+    @contextlib.contextmanager
+    def fetching(store: HostTargetStore) -> Iterator[None]:
+        missing = store.missing()
+        assert missing
+        threads = serving._begin(missing, 64 << 20)
+        yield
+        serving._end(threads)
+        source.cgroups.freeze([container.id], 5)
+        (pid,) = scene.a.layout.local("/run/godwit/store").glob("*/source/*/pid")
+        runc = int(pid.read_text())
+        criu = [one for one in procs.tree(runc) if one != runc]
+        assert criu
+        passes = said(container.init_pid, "passes")
+        for one in (*criu, runc):
+            os.kill(one, signal.SIGKILL)
+        while any(procs.states(one) - {"Z", "X"} for one in criu):
+            time.sleep(0.01)
+        print(procs.states(container.init_pid), source.cgroups.frozen(container.id))
+        serving._end(serving._begin(missing, 0))
+        assert missing.bytes == 0
+        assert said(container.init_pid, "passes") == passes
+        assert not said(container.init_pid, "wrong")
+        begin = time.monotonic()
+        source.cgroups.kill([container.id])
+        print(f"killed in {time.monotonic() - begin:.2f} s")
+        assert not procs.states(container.init_pid) - {"Z", "X"}
+        missing.let_go()
+        raise Over
+
+    with pytest.raises(Over):
         move(scene, state, scene.a, scene.b, allowance=_SENT_BYTES, fetching=fetching)

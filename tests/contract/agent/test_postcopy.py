@@ -93,6 +93,7 @@ def test_the_source_stands_until_every_page_has_come(cluster: Cluster) -> None:
     finish_target = cluster.b.api.FinishTarget
     assert refusal(lambda: finish_target(request, timeout=TIMEOUT)) is Reason.IN_PROGRESS
     assert "a.kill" not in cluster.world.effects
+    assert cluster.world.effects.count("a.freeze") == 2, "CRIU alone holds it"
     mend(cluster)
     comes_to_its_end(cluster)
     assert "a.thaw" not in cluster.world.effects

@@ -51,6 +51,8 @@ def settle(session: SourceSession, outcome: Outcome) -> None:
     if not session.journal.has(Step.RUNNING):
         session.journal.append(Step.RUNNING, {"outcome": outcome.to_json()})
     _attempt(session, "hold_address", session.processes.hold_address)
+    if session.needed:
+        _attempt(session, "hold", session.processes.hold)
     _forward_late(session)
     if not session.needed:
         end(session)
@@ -59,7 +61,7 @@ def settle(session: SourceSession, outcome: Outcome) -> None:
 
 def end(session: SourceSession) -> None:
     """What is left of the source, when nobody needs it any more."""
-    _attempt(session, "kill", session.processes.kill)
+    _attempt(session, "kill", lambda: session.processes.kill(held=session.held))
     _attempt(session, "discard", session.processes.discard)
 
 

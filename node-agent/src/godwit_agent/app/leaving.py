@@ -9,6 +9,7 @@ that this process has found frozen.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import threading
 import time
@@ -35,7 +36,7 @@ from godwit_agent.hostops.ports import (
     SourceFiles,
     SourceMemory,
 )
-from godwit_api.errors import GodwitError
+from godwit_api.errors import GodwitError, Retryable
 
 _GATE_TIMEOUT_S = 20.0
 _FREEZE_TIMEOUT_S = 2.0
@@ -269,8 +270,18 @@ class Leaving:
             frozen = self._frozen
         return frozen.read(piece)
 
-    def kill(self) -> None:
+    def hold(self) -> None:
+        """The dumped tree stands for long: not by CRIU alone, which has thawed its cgroup, and
+        without which it would run. For ``kill`` with ``held``."""
+        self._host.cgroups.freeze(self._ids, _FREEZE_TIMEOUT_S)
+
+    def kill(self, *, held: bool = False) -> None:
         """Ends the frozen tree behind its closed door, and CRIU with it."""
+        if held:
+            # The signal comes before the thaw, so none of them runs again, whether there is a
+            # CRIU or not. One that traces them has to let go before they end: not waited for.
+            with contextlib.suppress(Retryable):
+                self._host.cgroups.kill(self._ids, timeout_s=0.0)
         for container in self.state.containers:
             dump = self._dumps.get(container.name)
             if dump:

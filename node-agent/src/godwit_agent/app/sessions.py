@@ -67,6 +67,11 @@ class SourceSession:
         return int(record.data.get("missing_bytes", 0)) if record else 0
 
     @property
+    def held(self) -> bool:
+        """Whether the frozen tree had to stand for longer than a switch."""
+        return bool(self.missing_bytes)
+
+    @property
     def needed(self) -> bool:
         """Whether the target's copy depends on the frozen tree."""
         return bool(self.missing_bytes) and not self.journal.has(Step.ARRIVED)

@@ -171,7 +171,7 @@ class Source:
                 message = "the target has not fetched all pages yet"
                 raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=1.0)
             session.processes.hold_address()
-            session.processes.kill()
+            session.processes.kill(held=session.held)
             session.processes.discard()
             self._guards.lift(session.processes, back=False)
             session.processes.clean()
