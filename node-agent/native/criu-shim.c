@@ -9,7 +9,9 @@
  * userfaultfd and has sent all that is clean to the target long before. With one more category
  * in the question CRIU hears of written pages only, and neither maps nor pipes the rest. Memory
  * that nobody tracks counts as written. The target knows from the agent what memory there is and
- * checks that it has all of it.
+ * checks that it has all of it. With the value "untracked", of a post-copy, whose process may have
+ * written everything, CRIU does not hear of tracked memory at all: it would map and pipe what
+ * nobody takes from it (2 GiB: 0.4 s and more).
  *
  * Which connections does the firewall track? (criu/net.c, dump_nf_ct) Twice a walk of the whole
  * machine's table, 10 ms each, also for a namespace that has none of them. When its own count is
@@ -65,6 +67,7 @@
 
 /* linux/fs.h, 6.7 */
 #define PAGEMAP_SCAN 0xc0606610UL
+#define PAGE_IS_WPALLOWED (1ULL << 0) /* tracked: of the mapping, not of the page */
 #define PAGE_IS_WRITTEN (1ULL << 1)
 #define PAGE_IS_FILE (1ULL << 2)
 #define PAGE_IS_PRESENT (1ULL << 3)
@@ -86,6 +89,12 @@ static int wanted(void)
 	if (answer < 0)
 		answer = getenv("GODWIT_DIRTY_ONLY") != NULL;
 	return answer;
+}
+
+static int untracked_only(void)
+{
+	const char *value = getenv("GODWIT_DIRTY_ONLY");
+	return value && !strcmp(value, "untracked");
 }
 
 /* What the page daemon has read last, whether more was asked for that is not there yet
@@ -190,6 +199,12 @@ static int scan_written(int fd, struct pagemap_scan *scan)
 		.any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
 		.returned = PAGE_IS_WRITTEN,
 	};
+	if (untracked_only()) {
+		first.mask |= PAGE_IS_WPALLOWED;
+		first.inverted |= PAGE_IS_WPALLOWED;
+		scan->mask |= PAGE_IS_WPALLOWED;
+		scan->inverted |= PAGE_IS_WPALLOWED;
+	}
 	long count = syscall(SYS_ioctl, fd, PAGEMAP_SCAN, &first);
 	scan->mask |= PAGE_IS_WRITTEN;
 	if (count < 0 || count == MOST || first.walk_end != scan->end || scan->flags ||

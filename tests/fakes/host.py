@@ -330,7 +330,9 @@ class _Dump(_Part):
 
 
 class _Dumps(_Part):
-    def prepare(self, container: Container, migration_uid: str) -> _Dump:
+    def prepare(
+        self, container: Container, migration_uid: str, *, post_copy: bool = False
+    ) -> _Dump:
         self.node.do("prepare_dump")
         return _Dump(self.node)
 

@@ -94,6 +94,7 @@ def move(
     there: Node,
     *,
     allowance: int | None = None,
+    rounds: bool = True,
     fetching: Callable[[HostTargetStore], contextlib.AbstractContextManager[None]] = (
         nothing_missing
     ),
@@ -101,7 +102,7 @@ def move(
     """The steps of a migration in their order, without a network between the nodes.
 
     ``allowance``: bytes that are sent of memory, the rest is for ``fetching``, which is entered
-    before the restore and left when the source may end.
+    before the restore and left when the source may end. ``rounds``: memory is copied before.
     """
     source, target = Agent(here), Agent(there)
     container, uid = state.containers[0], str(uuid.uuid4())
@@ -112,7 +113,7 @@ def move(
         files.round(store)
         for owner, name, content in memory.bootstrap():
             store.image(owner, name, 0, len(content), memoryview(content))
-        if allowance is None:
+        if rounds:
             memory.round(store)
     source.cgroups.guard(container)
     successor = scene.sandbox(there, IP)
@@ -125,7 +126,7 @@ def move(
     store.start_daemons()
     door, far = source.network(state), target.network(arrived)
     far.close_door()
-    dump = source.dumps.prepare(container, uid)
+    dump = source.dumps.prepare(container, uid, post_copy=allowance is not None)
     dump.wait_waiting(10)
     frozen = source.cgroups.freeze([container.id], 5)
     door.drop()

@@ -138,13 +138,15 @@ class Leaving:
 
     # before the freeze
 
-    def prepare(self) -> None:
+    def prepare(self, *, post_copy: bool = False) -> None:
         """CRIU waits at its gate, the capture runs."""
         self._open_network()
         self._connections = self._connections or self._host.connections.watch(self._ip)
         self._host.stores.create_source(self._uid)
         for container in self.state.containers:
-            self._dumps[container.name] = self._host.dumps.prepare(container, self._uid)
+            self._dumps[container.name] = self._host.dumps.prepare(
+                container, self._uid, post_copy=post_copy
+            )
         for dump in self._dumps.values():
             dump.wait_waiting(_GATE_TIMEOUT_S)
         self._workers.submit(int).result()  # its thread exists before the freeze

@@ -75,7 +75,7 @@ class Switcher:
             self._peer.warm(_WARM_TIMEOUT_S)
             outlet.sync()
             self._peer.arm(session.migration, _ARM_TIMEOUT_S)
-            session.processes.prepare()
+            session.processes.prepare(post_copy=self._allowance is not None)
         except (GodwitError, OSError):
             session.processes.discard()
             raise

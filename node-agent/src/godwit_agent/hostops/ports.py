@@ -195,9 +195,12 @@ class GatedDump(Protocol):
 
 
 class Dumps(Protocol):
-    def prepare(self, container: Container, migration_uid: str) -> GatedDump:
-        """Starts it; the container must be in its guard cgroup. Images lie in the
-        migration's store, which must exist (``Stores.create_source``)."""
+    def prepare(
+        self, container: Container, migration_uid: str, *, post_copy: bool = False
+    ) -> GatedDump:
+        """Starts it; the container must be in its guard cgroup. Images lie in the migration's
+        store, which must exist (``Stores.create_source``). Of a ``post_copy`` it does not look
+        at memory that the agent tracks."""
 
     def recover(self, container: Container, migration_uid: str) -> None:
         """After a restart of the agent, for a migration that did not commit: whatever a former
