@@ -100,7 +100,7 @@ class Spec(View, frozen=True):
     dry_run: bool | None = None
     bandwidth_limit: int | str | None = None  # bytes per second, or a quantity
     compression: str | None = None  # None, Zstd
-    convergence: str | None = None  # Refuse, Throttle
+    convergence: str | None = None  # Refuse, Throttle, PostCopy
 
 
 class Condition(View, frozen=True, omit_defaults=False):
@@ -186,6 +186,7 @@ class Status(View, frozen=True):
     copy_seconds_left: float | None = None
     transferred_bytes: int | None = None
     remaining_bytes: int | None = None
+    post_copy_bytes: int | None = None
     rounds: int | None = None
     timings: dict[str, int] = {}
     obstacles: list[ObstacleView] = []

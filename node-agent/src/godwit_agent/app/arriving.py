@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from godwit_agent import log
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import Outgoing, Packet, Plan, Restored, Slot, SuccessorNetwork
-from godwit_agent.hostops.ports import HeldConnections, Host, PodNetwork, TargetStore
+from godwit_agent.hostops.ports import HeldConnections, Host, MissingPages, PodNetwork, TargetStore
 from godwit_api.errors import GodwitError, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -96,16 +96,22 @@ class Arriving:
 
     # freeze
 
+    def complete(self, watch: Stopwatch, *, may_miss: bool) -> int:
+        """Everything has come, but for what the source has withheld: so many bytes."""
+        with watch.part("complete"):
+            return self._require_store().complete(may_miss=may_miss).missing_bytes
+
+    def missing(self) -> MissingPages | None:
+        return self._store.missing() if self._store else None
+
     def restore(
         self, timeout_s: float, watch: Stopwatch, outgoing: tuple[Outgoing, ...] = ()
     ) -> int:
-        """All containers, left stopped and checked; the number of their tasks. ``outgoing``:
-        connections that this node translates once the route leads here."""
+        """All containers, left stopped and checked; the number of their tasks. After
+        ``complete``. ``outgoing``: connections that this node translates once the route leads
+        here."""
         self._outgoing = outgoing
         deadline = time.monotonic() + timeout_s
-        store = self._require_store()
-        with watch.part("complete"):
-            store.complete()
         if self._connections:
             with watch.part("connections"):
                 self._connections.renew()
@@ -121,7 +127,7 @@ class Arriving:
         for task in tasks:
             restored = task.result()
             self._restored[restored.container] = restored
-        store.require_shared()
+        self._require_store().require_shared()
         return sum(len(restored.pids) for restored in self._restored.values())
 
     def verify(self) -> None:
@@ -166,6 +172,11 @@ class Arriving:
         connections, self._connections = self._connections, None
         if connections:
             connections.close()
+
+    def kill(self) -> None:
+        """Of a copy that runs and cannot go on."""
+        for slot in self._slots():
+            self._host.restores.abort(slot)
 
     def refuse(self) -> None:
         """The gate says no, the copy is killed. The expectation stays, aborted: whoever starts
