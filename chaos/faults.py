@@ -7,7 +7,7 @@ on within the block, and what lasts is undone at its end.
 from __future__ import annotations
 
 import contextlib
-import threading
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -94,6 +94,7 @@ def _dropped(ports: str, seconds: float, nodes: Callable[[Stage], list[str]]) ->
 
 # CRIU itself: what waits at a gate has the same words, and is the hook.
 _STRIKE = """
+echo ready
 end=$(($(date +%s) + 20))
 while [ $(date +%s) -lt $end ]; do
   for p in $(pgrep -f "$1"); do
@@ -109,17 +110,13 @@ def _at_work(pattern: str, node: Callable[[Stage], str]) -> Fault:
 
     @contextlib.contextmanager
     def fault(stage: Stage) -> Iterator[None]:
-        said: list[str] = []
-        words = ("sh", "-c", _STRIKE, "strike", pattern)
-
-        def strike() -> None:
-            said.append(stage.cluster.node_exec(node(stage), *words, check=False))
-
-        thread = threading.Thread(target=strike)
-        thread.start()
-        yield
-        thread.join()
-        stage.struck = "struck" in said[0]
+        words = ("node", "exec", node(stage), "--", "sh", "-c", _STRIKE, "strike", pattern)
+        argv = stage.cluster.argv(*words)
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as hunter:
+            assert hunter.stdout
+            hunter.stdout.readline()  # it looks already when the paused process goes on
+            yield
+            stage.struck = "struck" in hunter.stdout.read()
 
     return fault
 

@@ -100,7 +100,8 @@ KINDS = (
     Kind("no pod can be created for 20 s", _PODS, at=("copied", "guarded")),
     Kind(
         "fill the target's store",
-        frozenset({"NotEnoughMemory"}),
+        # a successor that cannot be claimed in a full store: the message names it
+        frozenset({"NotEnoughMemory", "SuccessorFailed"}),
         at=("copying", "copied", "armed", "dump"),
     ),
     Kind(

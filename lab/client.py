@@ -136,7 +136,7 @@ def connect(options: argparse.Namespace) -> int:
     while not stop or open_:
         now = time.monotonic()
         if not stop and now >= next_start:
-            sock = socket.socket()
+            sock = socket.socket(socket.AF_INET6 if ":" in options.address else socket.AF_INET)
             sock.setblocking(False)
             sock.connect_ex((options.address, options.port))
             open_[sock.fileno()] = (sock, now, False)

@@ -133,9 +133,10 @@ class Cluster:
         return str(json.loads(shown)[0]["addr_info"][0]["local"])
 
     # -- bringing up --------------------------------------------------------------------------
-    def up(self, nodes: int = 2, cni: str = "ptp") -> None:
+    def up(self, nodes: int = 2, cni: str = "ptp", *, dual_stack: bool = False) -> None:
         """Bring the testbed up, showing its progress."""
-        self._show("up", "--nodes", str(nodes), "--cni", cni)
+        more = ["--dual-stack"] if dual_stack else []
+        self._show("up", "--nodes", str(nodes), "--cni", cni, *more)
 
     def down(self) -> None:
         """Remove the testbed."""

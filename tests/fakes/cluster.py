@@ -111,13 +111,19 @@ class Cluster:
     def pod(self, uid: str = POD) -> pb.PodRef:
         return pb.PodRef(namespace="ns", name="redis-0", uid=uid, ip=IP)
 
-    def prepare(self, epoch: int = 1, target: Node | None = None) -> None:
+    def prepare(
+        self,
+        epoch: int = 1,
+        target: Node | None = None,
+        volumes: tuple[pb.CopiedVolume, ...] = (),
+    ) -> None:
         request = pb.PrepareTargetRequest(
             migration=self.ref(epoch),
             pod=self.pod(),
             source=self.a.peer(),
             containers=["app"],
             memory_bytes=1 << 20,
+            volumes=volumes,
         )
         (target or self.b).api.PrepareTarget(request, timeout=TIMEOUT)
 
@@ -131,6 +137,7 @@ class Cluster:
         throttle: bool = False,
         compress: bool = False,
         post_copy: bool = False,
+        volumes: tuple[pb.CopiedVolume, ...] = (),
     ) -> list[pb.CopyProgress]:
         request = pb.CopyRequest(
             migration=self.ref(epoch),
@@ -141,6 +148,7 @@ class Cluster:
             throttle=throttle,
             compress=compress,
             post_copy=post_copy,
+            volumes=volumes,
         )
         return list(self.a.api.Copy(request, timeout=TIMEOUT))
 

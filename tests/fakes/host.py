@@ -24,9 +24,11 @@ from godwit_agent.hostops.model import (
     Inspection,
     Link,
     NodeFacts,
+    Obstacle,
     Outgoing,
     Packet,
     Piece,
+    Place,
     Plan,
     PodState,
     Restored,
@@ -36,6 +38,7 @@ from godwit_agent.hostops.model import (
     StoreTotals,
     SuccessorNetwork,
     Tracking,
+    Volume,
 )
 from godwit_agent.hostops.ports import CopySink, Host, Serving
 from godwit_api.errors import Aborted, Rejected, Retryable
@@ -125,6 +128,7 @@ class FakeNode:
         self.cpu: tuple[str, ...] = ("avx", "sse")
         self.drained = True
         self.killed = False
+        self.directories: dict[HostPath, bool] = {}
         self.cpus: dict[str, float] = {}  # of containers that are slowed down
         self.withholds = 0  # pages that a freeze with an allowance does not send
         self.wanted: list[Piece] = []  # what processes wait for
@@ -143,6 +147,7 @@ class FakeNode:
             copies=_Copies(self),
             dumps=_Dumps(self),
             stores=_Stores(self),
+            volumes=_Volumes(self),
             restores=_Restores(self),
             hooks=_Hooks(self),
             networks=_Networks(self),
@@ -170,6 +175,9 @@ class _Pods(_Part):
 
     def list(self) -> tuple[str, ...]:
         return tuple(self.node.pods_here)
+
+    def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
+        return True
 
 
 class _Inspector(_Part):
@@ -295,6 +303,8 @@ class _Copies(_Part):
         return _Memory(self.node)
 
     def files(self, pod: PodState) -> _Files:
+        for volume in pod.volumes:
+            self.node.do(f"read {volume.path}")
         return _Files(self.node)
 
     def frozen(self, pod: PodState) -> _Frozen:
@@ -473,7 +483,11 @@ class _Stores(_Part):
         self.node.do("destroy_source")
 
     def create_target(
-        self, migration_uid: str, containers: tuple[str, ...], memory_bytes: int
+        self,
+        migration_uid: str,
+        containers: tuple[str, ...],
+        memory_bytes: int,
+        places: tuple[Place, ...] = (),
     ) -> FakeStore:
         self.node.do("create_target")
         store = FakeStore(self.node, migration_uid, containers)
@@ -489,6 +503,48 @@ class _Stores(_Part):
 
     def list(self) -> tuple[str, ...]:
         return tuple(self.node.stores_here)
+
+
+class _Volumes(_Part):
+    """``directories`` of the node: path to whether something is in it."""
+
+    def leaving(self, volumes: Iterable[Volume]) -> tuple[Obstacle, ...]:
+        here = self.node.directories
+        return tuple(
+            Obstacle(Reason.VOLUME_CANNOT_FOLLOW, f"volume {one.name} is not there")
+            for one in volumes
+            if one.path not in here
+        )
+
+    def arriving(self, volumes: Iterable[Volume]) -> tuple[Obstacle, ...]:
+        here = self.node.directories
+        return tuple(
+            Obstacle(Reason.VOLUME_CANNOT_FOLLOW, f"volume {one.name}: {one.path} is not empty")
+            for one in volumes
+            if here.get(one.path)
+        )
+
+    def survey(self, volumes: Iterable[Volume]) -> tuple[Place, ...]:
+        wanted = tuple(volumes)
+        for fault in self.arriving(wanted):
+            raise Rejected(fault.reason, fault.message)
+        return tuple(
+            Place(v.name, v.path, None if v.path in self.node.directories else v.path)
+            for v in wanted
+        )
+
+    def make(self, places: Iterable[Place]) -> None:
+        for place in places:
+            self.node.do("make_volume")
+            self.node.directories.setdefault(place.path, False)
+
+    def remove(self, places: Iterable[Place]) -> None:
+        for place in places:
+            self.node.do("remove_volume")
+            if place.made:
+                self.node.directories.pop(place.path, None)
+            else:
+                self.node.directories[place.path] = False
 
 
 class _Restores(_Part):
@@ -551,7 +607,7 @@ class _Hooks(_Part):
         pod_uid: str,
         migration: str,
         epoch: int,
-        ip: str,
+        ips: tuple[str, ...],
         slots: Mapping[str, Slot],
         plan: Plan = ONLY_RESTORED,
     ) -> None:
@@ -637,7 +693,7 @@ class _Routes(_Part):
 
 
 class _Connections(_Part):
-    def watch(self, ip: str) -> _HeldConnections:
+    def watch(self, ips: tuple[str, ...]) -> _HeldConnections:
         self.node.do("watch_connections")
         return _HeldConnections(self.node)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -37,7 +39,10 @@ ip netns exec $R nft add rule ip nat prerouting ip daddr 10.79.9.8 dnat to 10.79
 """
 
 _SETUP = """
-for n in $C $R $P; do ip netns add $n; ip -n $n link set lo up; done
+for n in $C $R $P; do
+  ip netns add $n; ip -n $n link set lo up
+  ip netns exec $n sysctl -qw net.ipv6.conf.default.accept_dad=0
+done
 ip -n $R link add c0 type veth peer name eth0 netns $C
 ip -n $R link add old type veth peer name eth0 netns $P
 ip -n $R link add new type veth peer name eth1 netns $P
@@ -48,7 +53,7 @@ ip -n $P address add 10.79.2.2/32 dev eth0; ip -n $P link set eth0 up; ip -n $P 
 ip -n $R address add 10.79.2.1/32 dev old; ip -n $R address add 10.79.3.1/32 dev new
 ip -n $P route add 10.79.2.1 dev eth0; ip -n $P route add default via 10.79.2.1 dev eth0
 ip -n $R route add 10.79.2.2 dev old
-ip netns exec $R sysctl -qw net.ipv4.ip_forward=1
+ip netns exec $R sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 ip netns exec $R nft -f - <<END
 table ip nat {
   chain prerouting {
@@ -72,13 +77,26 @@ ip -n $R link del old
 """
 
 
+def ipv6(text: str) -> str:
+    """The same network of IPv6 addresses."""
+    text = re.sub(r"10\.79\.(\d)\.(\d+)", r"fd79:\1::\2", text)
+    text = text.replace("/24", "/64").replace("/32", "/128").replace("ip -n", "ip -6 -n")
+    text = re.sub(r"(?m)(address add \S+ dev \w+)", r"\1 nodad", text)
+    return re.sub(r"\bip (nat|daddr|saddr)\b", r"ip6 \1", text)
+
+
 @dataclass
 class Scene:
     """Client, translating node and pod; the pod has a second link to be moved to."""
 
     names: dict[str, str]
+    family: socket.AddressFamily
+
+    def at(self, address: str) -> str:
+        return ipv6(address) if self.family is socket.AF_INET6 else address
 
     def shell(self, script: str) -> None:
+        script = self.at(script)
         done = subprocess.run(
             ["sh", "-ec", script], env=os.environ | self.names, capture_output=True, text=True
         )
@@ -95,7 +113,7 @@ class Scene:
     def watching(self, ip: str = POD) -> Iterator[HeldConnections]:
         """As an agent does it, from before the freeze until after it."""
         layout = replace(Layout(), host_netns=f"/run/netns/{self.names['R']}")
-        held = HostConnections(layout).watch(ip)
+        held = HostConnections(layout).watch((self.at(ip),))
         try:
             yield held
         finally:
@@ -116,16 +134,16 @@ class Scene:
         """A socket in the one namespace, to a Service that is answered in the other."""
         server = NetnsThread(f"/run/netns/{self.names[answers]}")
         client = NetnsThread(f"/run/netns/{self.names[asks]}")
-        listener = server.call(lambda: socket.socket(socket.AF_INET, kind))
-        listener.bind((address, 6379))
-        asking = client.call(lambda: socket.socket(socket.AF_INET, kind))
+        listener = server.call(lambda: socket.socket(self.family, kind))
+        listener.bind((self.at(address), 6379))
+        asking = client.call(lambda: socket.socket(self.family, kind))
         asking.settimeout(5)
         if kind is socket.SOCK_STREAM:
             listener.listen()
         thread = threading.Thread(target=_answer, args=(listener, kind), daemon=True)
         thread.start()
         try:
-            asking.connect((service, 6379))
+            asking.connect((self.at(service), 6379))
             yield asking
         finally:
             asking.close()
@@ -154,10 +172,10 @@ def ask(asking: socket.socket) -> bytes:
     return asking.recv(100)
 
 
-@pytest.fixture
-def scene() -> Iterator[Scene]:
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     token = secrets.token_hex(3)
-    made = Scene({name: f"gwct-{token}-{name.lower()}" for name in "CRP"})
+    made = Scene({name: f"gwct-{token}-{name.lower()}" for name in "CRP"}, request.param)
     try:
         made.shell(_SETUP)
         yield made
@@ -221,7 +239,7 @@ def test_without_it_the_connection_is_reset(scene: Scene) -> None:
 def test_other_pods_and_plain_connections_are_left_alone(scene: Scene) -> None:
     with scene.echo(socket.SOCK_STREAM) as asking:
         assert ask(asking) == b"?"
-        for other in ("10.79.2.3", "fd00::1"):
+        for other in ("10.79.2.3", "fd00::1" if scene.family is socket.AF_INET else "198.51.100.1"):
             with scene.watching(other) as held:
                 assert held.renew() == (0, 0)
         assert ask(asking) == b"?"
@@ -239,7 +257,7 @@ def test_the_pods_own_connection_keeps_its_server(scene: Scene, late: bool) -> N
             held = stack.enter_context(scene.watching())
         assert held.renew() == (0, 0)
         (connection,) = held.outgoing()
-        assert connection.server == (ipaddress.ip_address("10.79.1.2").packed, 6379)
+        assert connection.server == (ipaddress.ip_address(scene.at("10.79.1.2")).packed, 6379)
         scene.forget_all()
         scene.shell(_ANOTHER_SERVER)
         assert held.adopt([connection]) == (1, 0)
@@ -254,6 +272,27 @@ def test_without_its_entry_it_is_reset(scene: Scene) -> None:
         scene.shell(_ANOTHER_SERVER)
         with pytest.raises(ConnectionResetError):
             ask(asking)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_packet_that_dies_between_the_nodes_ends_no_connection(
+    scene: Scene, watched: bool
+) -> None:
+    """The client repeats its SYN when nobody tells it that the first one went in a circle."""
+    client = NetnsThread(f"/run/netns/{scene.names['C']}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(client.close)
+        if watched:
+            stack.enter_context(scene.watching())
+        asking = stack.enter_context(client.call(lambda: socket.socket(scene.family)))
+        if scene.family is socket.AF_INET6:
+            asking.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
+        else:
+            asking.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+        asking.settimeout(2.5)
+        with pytest.raises(TimeoutError if watched else OSError) as caught:
+            asking.connect((scene.at(POD), 6379))
+        assert watched or caught.value.errno == errno.EHOSTUNREACH
 
 
 def test_nobody_elses_connection_is_adopted(scene: Scene) -> None:

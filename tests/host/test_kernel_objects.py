@@ -118,7 +118,7 @@ def move(
             memory.round(store)
     source.cgroups.guard(container)
     successor = scene.sandbox(there, IP)
-    target.hooks.expect(successor.uid, uid, 1, IP, store.slots())
+    target.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
     scene.create(successor, ["true"])
     target.restores.wait_waiting(store.slots()["main"], 10)
     arrived = target.pods.find(successor.uid)

@@ -188,7 +188,7 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
 
     source.cgroups.guard(container)
     successor = scene.sandbox(scene.b, IP)
-    target.hooks.expect(successor.uid, uid, 1, IP, store.slots())
+    target.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
     scene.create(successor, REDIS)
     target.restores.wait_waiting(store.slots()["main"], 10)
     arrived = target.pods.find(successor.uid)
@@ -365,7 +365,7 @@ def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
     slot = store.slots()["main"]
     (scene.b.layout.local(slot.images) / "descriptors.json").write_text("[]")
     successor = scene.sandbox(scene.b, IP)
-    agent.hooks.expect(successor.uid, uid, 1, IP, store.slots())
+    agent.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
     create = scene.create(successor, REDIS)
     assert agent.restores.wait_waiting(slot, 10) == successor.container_id
     assert create.wait(10) == 0

@@ -101,6 +101,7 @@ class Spec(View, frozen=True):
     bandwidth_limit: int | str | None = None  # bytes per second, or a quantity
     compression: str | None = None  # None, Zstd
     convergence: str | None = None  # Refuse, Throttle, PostCopy
+    copy_volumes: list[str] = []
 
 
 class Condition(View, frozen=True, omit_defaults=False):
@@ -135,6 +136,13 @@ class Failure(View, frozen=True, omit_defaults=False):
     message: str
 
 
+class CopiedVolume(View, frozen=True, omit_defaults=False):
+    """A volume of the pod that is a directory of its node, and is copied."""
+
+    name: str
+    path: str
+
+
 class Handover(View, frozen=True):
     """The operator's note for itself; written before each effect."""
 
@@ -159,6 +167,7 @@ class Handover(View, frozen=True):
     failure: Failure | None = None
     step_started: str = ""
     pod_was_moved: bool = False
+    volumes: list[CopiedVolume] = []
 
 
 class Status(View, frozen=True):
@@ -172,6 +181,7 @@ class Status(View, frozen=True):
     message: str = ""
     pod_uid: str = msgspec.field(default="", name="podUID")
     pod_ip: str = msgspec.field(default="", name="podIP")
+    pod_ips: list[str] = msgspec.field(default_factory=list, name="podIPs")
     successor_name: str = ""
     successor_uid: str = msgspec.field(default="", name="successorUID")
     source_node: str = ""
@@ -201,6 +211,11 @@ class PodMigration(View, frozen=True):
     metadata: Metadata
     spec: Spec
     status: Status = Status()
+
+    @property
+    def ips(self) -> list[str]:
+        """The addresses that move, the pod's first one before that of the other family."""
+        return self.status.pod_ips or ([self.status.pod_ip] if self.status.pod_ip else [])
 
     @property
     def key(self) -> str:

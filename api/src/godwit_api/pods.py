@@ -154,12 +154,20 @@ class ContainerStatus(View, frozen=True):
     state: ContainerState = ContainerState()
 
 
+class PodIP(View, frozen=True):
+    """One address of a pod, or of its node."""
+
+    ip: str = ""
+
+
 class PodStatus(View, frozen=True):
     """What the kubelet tells of a pod."""
 
     phase: str = ""
+    pod_ips: list[PodIP] = msgspec.field(default_factory=list, name="podIPs")
     pod_ip: str = msgspec.field(default="", name="podIP")
     host_ip: str = msgspec.field(default="", name="hostIP")
+    host_ips: list[PodIP] = msgspec.field(default_factory=list, name="hostIPs")
     conditions: list[PodCondition] = []
     container_statuses: list[ContainerStatus] = []
     init_container_statuses: list[ContainerStatus] = []
@@ -181,6 +189,12 @@ class Pod(View, frozen=True):
     @property
     def terminating(self) -> bool:
         return self.metadata.deletion_timestamp is not None
+
+    @property
+    def ips(self) -> list[str]:
+        """Its address, and that of the other family if it has one."""
+        more = [one.ip for one in self.status.pod_ips if one.ip != self.status.pod_ip]
+        return [self.status.pod_ip, *more] if self.status.pod_ip else []
 
     @property
     def finished(self) -> bool:
@@ -249,3 +263,8 @@ class Node(View, frozen=True):
     def address(self) -> str:
         """The address that other nodes reach this one by."""
         return next((a.address for a in self.status.addresses if a.type == "InternalIP"), "")
+
+    def address_for(self, ip: str) -> str:
+        """The address by which ``ip`` can be routed to this node: one of the same family."""
+        own = (a.address for a in self.status.addresses if a.type == "InternalIP")
+        return next((address for address in own if (":" in address) == (":" in ip)), "")

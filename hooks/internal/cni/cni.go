@@ -86,7 +86,7 @@ func add(dirs state.Dirs, conf config) ([]byte, error) {
 	if expect == nil {
 		return conf.PrevResult, nil
 	}
-	result, err := readResult(conf.PrevResult, expect.IP)
+	result, err := readResult(conf.PrevResult)
 	if err != nil {
 		return nil, err
 	}
@@ -94,16 +94,24 @@ func add(dirs state.Dirs, conf config) ([]byte, error) {
 		return nil, err
 	}
 	if expect.IP == "" { // restored from an archive: the native address is its own
-		network, err := describe(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), result.native, result.gateway)
+		native, err := result.first()
+		if err != nil {
+			return nil, err
+		}
+		network, err := describe(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), native)
 		if err != nil {
 			return nil, err
 		}
 		network.SandboxID = os.Getenv("CNI_CONTAINERID")
 		return conf.PrevResult, dirs.WriteNetwork(uid, *network)
 	}
-	network, err := rehome(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), result.native, result.gateway, expect.IP, expect.Door)
+	moves, err := result.replace(expect.IPs())
 	if err != nil {
-		return nil, fmt.Errorf("giving %s to the successor %s: %w", expect.IP, uid, err)
+		return nil, err
+	}
+	network, err := rehome(os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), moves, expect.Door)
+	if err != nil {
+		return nil, fmt.Errorf("giving %s to the successor %s: %w", strings.Join(expect.IPs(), " and "), uid, err)
 	}
 	network.SandboxID = os.Getenv("CNI_CONTAINERID")
 	if err := dirs.WriteNetwork(uid, *network); err != nil {
@@ -112,20 +120,22 @@ func add(dirs state.Dirs, conf config) ([]byte, error) {
 	if err := failpoint.Reach(dirs, "add.after"); err != nil {
 		return nil, err
 	}
-	return result.with(expect.IP)
+	return result.json()
 }
 
-// result is a CNI result in which one address is to be replaced; all else stays as it is, since
+// move is one address that a successor brings along, in the place of the native one of its family.
+type move struct {
+	ip, native, gateway string
+}
+
+// result is a CNI result in which addresses are to be replaced; all else stays as it is, since
 // its form depends on the version of CNI.
 type result struct {
-	whole           map[string]json.RawMessage
-	addresses       []map[string]json.RawMessage
-	chosen          int
-	native, gateway string
+	whole     map[string]json.RawMessage
+	addresses []map[string]json.RawMessage
 }
 
-// readResult finds the first address of the family of ip.
-func readResult(raw json.RawMessage, ip string) (*result, error) {
+func readResult(raw json.RawMessage) (*result, error) {
 	read := &result{}
 	if err := json.Unmarshal(raw, &read.whole); err != nil {
 		return nil, fmt.Errorf("prevResult: %w", err)
@@ -138,22 +148,52 @@ func readResult(raw json.RawMessage, ip string) (*result, error) {
 	if len(read.addresses) == 0 {
 		return nil, errors.New("prevResult has no addresses")
 	}
-	for i, one := range read.addresses {
-		native, _, _ := strings.Cut(text(one["address"]), "/")
-		if native != "" && strings.Contains(native, ":") == strings.Contains(ip, ":") {
-			read.chosen, read.native, read.gateway = i, native, text(one["gateway"])
-			return read, nil
-		}
-	}
-	return nil, fmt.Errorf("the network gives no address of the family of %s", ip)
+	return read, nil
 }
 
-func (r *result) with(ip string) ([]byte, error) {
-	address, err := json.Marshal(ip + hostPrefix(ip))
-	if err != nil {
-		return nil, err
+func (r *result) at(i int) move {
+	native, _, _ := strings.Cut(text(r.addresses[i]["address"]), "/")
+	return move{native: native, gateway: text(r.addresses[i]["gateway"])}
+}
+
+// first is the pod's native address, by which it is known.
+func (r *result) first() (move, error) {
+	found := r.at(0)
+	if found.native == "" {
+		return move{}, errors.New("the first address of prevResult cannot be read")
 	}
-	r.addresses[r.chosen]["address"] = address
+	found.ip = found.native
+	return found, nil
+}
+
+// replace puts each of ips in the place of the first native address of its family.
+func (r *result) replace(ips []string) ([]move, error) {
+	var moves []move
+	for _, ip := range ips {
+		found := false
+		for i := range r.addresses {
+			one := r.at(i)
+			if one.native == "" || strings.Contains(one.native, ":") != strings.Contains(ip, ":") {
+				continue
+			}
+			address, err := json.Marshal(ip + hostPrefix(ip))
+			if err != nil {
+				return nil, err
+			}
+			r.addresses[i]["address"] = address
+			one.ip, found = ip, true
+			moves = append(moves, one)
+			break
+		}
+		if !found {
+			return nil, fmt.Errorf("the network gives no address of the family of %s", ip)
+		}
+	}
+	return moves, nil
+}
+
+func (r *result) json() ([]byte, error) {
+	var err error
 	if r.whole["ips"], err = json.Marshal(r.addresses); err != nil {
 		return nil, err
 	}

@@ -108,11 +108,13 @@ func TestErrors(t *testing.T) {
 		{"addresses are none", "ADD", "successor", input(`{"ips":[7]}`), "1.0.0", 100, "addresses"},
 		{"address is no text", "ADD", "successor", input(`{"ips":[{"address":7}]}`), "1.0.0", 100, "family"},
 		{"other family", "ADD", "successor", input(`{"ips":[{"address":"fd00::2/64"}]}`), "1.0.0", 100, "family"},
+		{"one family of two", "ADD", "dual", input(previous), "1.0.0", 100, "fd00:1::3"},
 		{"no namespace", "ADD", "successor", input(previous), "1.0.0", 100, "/nowhere/netns"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dirs := state.Dirs{Run: t.TempDir()}
 			put(t, filepath.Join(dirs.Run, "expect", "successor", "expect.json"), `{"ip":"10.1.2.3","door":true}`)
+			put(t, filepath.Join(dirs.Run, "expect", "dual", "expect.json"), `{"ip":"10.1.2.3","more_ips":["fd00:1::3"],"door":true}`)
 			put(t, filepath.Join(dirs.Run, "expect", "broken", "expect.json"), "{")
 			if err := os.Mkdir(filepath.Join(dirs.Run, "expect", "empty"), 0o700); err != nil {
 				t.Fatal(err)
@@ -133,27 +135,42 @@ func TestErrors(t *testing.T) {
 }
 
 func TestResultIsRewritten(t *testing.T) {
-	for _, test := range []struct{ name, previous, ip, native, gateway, want string }{
-		{"all else stays", previous, "10.1.2.3", "10.9.0.2", "10.9.0.1",
+	for _, test := range []struct {
+		name, previous string
+		ips            []string
+		moves          []move
+		want           string
+	}{
+		{"all else stays", previous, []string{"10.1.2.3"}, []move{{"10.1.2.3", "10.9.0.2", "10.9.0.1"}},
 			strings.Replace(previous, "10.9.0.2/24", "10.1.2.3/32", 1)},
 		{"fields of older versions",
 			`{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.9.0.2/24","gateway":"10.9.0.1","interface":0}]}`,
-			"10.1.2.3", "10.9.0.2", "10.9.0.1",
+			[]string{"10.1.2.3"}, []move{{"10.1.2.3", "10.9.0.2", "10.9.0.1"}},
 			`{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.1.2.3/32","gateway":"10.9.0.1","interface":0}]}`},
-		{"the other family stays", `{"ips":[{"address":"fd00::2/64"},{"address":"10.9.0.2/24"}]}`, "10.1.2.3", "10.9.0.2", "",
+		{"the other family stays", `{"ips":[{"address":"fd00::2/64"},{"address":"10.9.0.2/24"}]}`,
+			[]string{"10.1.2.3"}, []move{{"10.1.2.3", "10.9.0.2", ""}},
 			`{"ips":[{"address":"fd00::2/64"},{"address":"10.1.2.3/32"}]}`},
-		{"IPv6", `{"ips":[{"address":"10.9.0.2/24"},{"address":"fd00::2/64","gateway":"fd00::1"}]}`, "fd00:1::3", "fd00::2", "fd00::1",
+		{"IPv6", `{"ips":[{"address":"10.9.0.2/24"},{"address":"fd00::2/64","gateway":"fd00::1"}]}`,
+			[]string{"fd00:1::3"}, []move{{"fd00:1::3", "fd00::2", "fd00::1"}},
 			`{"ips":[{"address":"10.9.0.2/24"},{"address":"fd00:1::3/128","gateway":"fd00::1"}]}`},
+		{"both", `{"ips":[{"address":"10.9.0.2/24","gateway":"10.9.0.1"},{"address":"fd00::2/64","gateway":"fd00::1"}]}`,
+			[]string{"fd00:1::3", "10.1.2.3"},
+			[]move{{"fd00:1::3", "fd00::2", "fd00::1"}, {"10.1.2.3", "10.9.0.2", "10.9.0.1"}},
+			`{"ips":[{"address":"10.1.2.3/32","gateway":"10.9.0.1"},{"address":"fd00:1::3/128","gateway":"fd00::1"}]}`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			read, err := readResult(json.RawMessage(test.previous), test.ip)
+			read, err := readResult(json.RawMessage(test.previous))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if read.native != test.native || read.gateway != test.gateway {
-				t.Errorf("native %q, gateway %q", read.native, read.gateway)
+			moves, err := read.replace(test.ips)
+			if err != nil {
+				t.Fatal(err)
 			}
-			out, err := read.with(test.ip)
+			if !reflect.DeepEqual(moves, test.moves) {
+				t.Errorf("%+v", moves)
+			}
+			out, err := read.json()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -20,10 +21,10 @@ import (
 // criu/include/net.h); they must pass a closed door.
 const criuMark = 0xC114
 
-// rehome replaces the native address by ip inside the network namespace and removes the host's
-// route to the native one. There is no host route to ip yet: packets for the original pod must go
-// on reaching it until the switch.
-func rehome(path, name, native, gateway, ip string, door bool) (*state.Network, error) {
+// rehome replaces the native addresses inside the network namespace and removes the host's routes
+// to them. There is no host route to the new ones yet: packets for the original pod must go on
+// reaching it until the switch.
+func rehome(path, name string, moves []move, door bool) (*state.Network, error) {
 	handle, err := netns.GetFromPath(path)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %s: %w", path, err)
@@ -47,14 +48,30 @@ func rehome(path, name, native, gateway, ip string, door bool) (*state.Network, 
 			return nil, fmt.Errorf("closing the door: %w", err)
 		}
 	}
-	if err := exchange(pod, link, gateway, ip); err != nil {
+	outside, err := netlink.NewHandle()
+	if err != nil {
 		return nil, err
 	}
-	if err := removeNativeRoute(native, host); err != nil {
-		return nil, err
+	defer outside.Close()
+	for _, one := range moves {
+		if err := exchange(pod, link, one.gateway, one.ip); err != nil {
+			return nil, err
+		}
+		if err := removeNativeRoute(one.native, host); err != nil {
+			return nil, err
+		}
+		if strings.Contains(one.ip, ":") {
+			if err := settle(pod, link); err != nil {
+				return nil, err
+			}
+			if err := settle(outside, host); err != nil {
+				return nil, err
+			}
+		}
 	}
+	first := moves[0]
 	return &state.Network{
-		IP: ip, NativeIP: native, Gateway: gateway, Netns: path, Interface: name,
+		IP: first.ip, NativeIP: first.native, Gateway: first.gateway, Netns: path, Interface: name,
 		HostInterface: host.Attrs().Name,
 		PodMAC:        link.Attrs().HardwareAddr.String(),
 		HostMAC:       host.Attrs().HardwareAddr.String(),
@@ -62,7 +79,7 @@ func rehome(path, name, native, gateway, ip string, door bool) (*state.Network, 
 }
 
 // describe changes nothing.
-func describe(path, name, native, gateway string) (*state.Network, error) {
+func describe(path, name string, one move) (*state.Network, error) {
 	handle, err := netns.GetFromPath(path)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %s: %w", path, err)
@@ -82,7 +99,7 @@ func describe(path, name, native, gateway string) (*state.Network, error) {
 		return nil, fmt.Errorf("the host's end of %s: %w", name, err)
 	}
 	return &state.Network{
-		IP: native, NativeIP: native, Gateway: gateway, Netns: path, Interface: name,
+		IP: one.ip, NativeIP: one.native, Gateway: one.gateway, Netns: path, Interface: name,
 		HostInterface: host.Attrs().Name,
 		PodMAC:        link.Attrs().HardwareAddr.String(),
 		HostMAC:       host.Attrs().HardwareAddr.String(),
@@ -122,7 +139,11 @@ func exchange(pod *netlink.Handle, link netlink.Link, gateway, ip string) error 
 		}
 	}
 	whole := &net.IPNet{IP: address, Mask: net.CIDRMask(bits, bits)}
-	if err := pod.AddrReplace(link, &netlink.Addr{IPNet: whole}); err != nil {
+	fresh := &netlink.Addr{IPNet: whole}
+	if family == netlink.FAMILY_V6 {
+		fresh.Flags = unix.IFA_F_NODAD // nobody else has it, and a tentative one cannot be bound to
+	}
+	if err := pod.AddrReplace(link, fresh); err != nil {
 		return fmt.Errorf("address %s: %w", whole, err)
 	}
 	router := net.ParseIP(gateway)
@@ -139,6 +160,32 @@ func exchange(pod *netlink.Handle, link netlink.Link, gateway, ip string) error 
 	standard := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: router, Src: address}
 	if err := pod.RouteReplace(standard); err != nil {
 		return fmt.Errorf("default route via %s: %w", gateway, err)
+	}
+	return nil
+}
+
+// settle ends the detection of duplicates on a link that only the pod and its node share. An
+// address is tentative for up to two seconds, and so long a neighbour is neither asked for nor
+// answered (net/ipv6/ndisc.c): a move is quicker than that.
+func settle(handle *netlink.Handle, link netlink.Link) error {
+	if link.Type() != "veth" {
+		return nil
+	}
+	found, err := handle.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	for i := range found {
+		if found[i].Flags&unix.IFA_F_TENTATIVE == 0 {
+			continue
+		}
+		again := &netlink.Addr{IPNet: found[i].IPNet, Scope: found[i].Scope, Flags: unix.IFA_F_NODAD}
+		if err := handle.AddrDel(link, &found[i]); err != nil {
+			return fmt.Errorf("tentative address %s: %w", found[i].IPNet, err)
+		}
+		if err := handle.AddrAdd(link, again); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("address %s: %w", found[i].IPNet, err)
+		}
 	}
 	return nil
 }
@@ -187,6 +234,7 @@ func closeDoor(handle netns.NsHandle) error {
 		loopback := append([]byte("lo"), make([]byte, unix.IFNAMSIZ-2)...)
 		accept(connection, table, chain, expr.MetaKeyMARK, binaryutil.NativeEndian.PutUint32(criuMark))
 		accept(connection, table, chain, side.meta, loopback)
+		acceptNeighbours(connection, table, chain)
 	}
 	if err := connection.Flush(); err != nil {
 		return err
@@ -200,4 +248,19 @@ func accept(connection *nftables.Conn, table *nftables.Table, chain *nftables.Ch
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value},
 		&expr.Verdict{Kind: expr.VerdictAccept},
 	}})
+}
+
+// acceptNeighbours lets neighbour discovery pass, as ARP does, which is in no such table.
+func acceptNeighbours(connection *nftables.Conn, table *nftables.Table, chain *nftables.Chain) {
+	for _, kind := range []byte{135, 136} { // solicitation and advertisement, RFC 4861
+		connection.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV6}},
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{kind}},
+			&expr.Verdict{Kind: expr.VerdictAccept},
+		}})
+	}
 }

@@ -63,16 +63,26 @@ type Container struct {
 
 // Expect says that a pod is a successor.
 type Expect struct {
-	Migration  string               `json:"migration"`
-	Epoch      int64                `json:"epoch"`
-	IP         string               `json:"ip"`
+	Migration string `json:"migration"`
+	Epoch     int64  `json:"epoch"`
+	IP        string `json:"ip"`
+	// MoreIPs are those of the other family.
+	MoreIPs    []string             `json:"more_ips"`
 	Door       bool                 `json:"door"`
 	Containers map[string]Container `json:"containers"`
 	// Done are init containers: what they had to do they have done on the source.
 	Done []string `json:"done"`
 }
 
-// Network is what CNI ADD gave a successor.
+// IPs are the addresses that the pod brings along; none when it keeps the native ones.
+func (e *Expect) IPs() []string {
+	if e.IP == "" {
+		return nil
+	}
+	return append([]string{e.IP}, e.MoreIPs...)
+}
+
+// Network is what CNI ADD gave a successor; its addresses are those of the first family.
 type Network struct {
 	IP            string `json:"ip"`
 	NativeIP      string `json:"native_ip"`

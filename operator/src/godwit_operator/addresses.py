@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -37,18 +37,38 @@ def wanted(pods: Iterable[Pod], migrations: Iterable[PodMigration]) -> list[Move
     """The complete list; a running migration knows better than a Pod. Pure."""
     found: dict[str, Moved] = {}
     for pod in pods:
-        ip = pod.metadata.annotations.get(ADDRESS_ANNOTATION)
-        if ip and pod.spec.node_name and not pod.finished:
+        if not pod.spec.node_name or pod.finished:
+            continue
+        for ip in filter(None, pod.metadata.annotations.get(ADDRESS_ANNOTATION, "").split(",")):
             found[ip] = Moved(ip, pod.spec.node_name, pod.metadata.uid)
     for migration in migrations:
         status, note = migration.status, migration.status.handover
-        if not status.pod_ip or migration.phase.final:
+        if migration.phase.final:
             continue
-        if note.committed:
-            found[status.pod_ip] = Moved(status.pod_ip, status.target_node, status.successor_uid)
-        elif note.pod_was_moved and note.delete_intended:
-            found[status.pod_ip] = Moved(status.pod_ip, status.source_node, status.pod_uid)
+        for ip in migration.ips:
+            if note.committed:
+                found[ip] = Moved(ip, status.target_node, status.successor_uid)
+            elif note.pod_was_moved and note.delete_intended:
+                found[ip] = Moved(ip, status.source_node, status.pod_uid)
     return sorted(found.values(), key=lambda moved: moved.ip)
+
+
+def routes(moved: Iterable[Moved], nodes: Mapping[str, Node]) -> Iterator[pb.MovedAddress]:
+    """Each address with the node's own of the same family, by which it is reached. Pure."""
+    for one in moved:
+        node = nodes.get(one.node)
+        address = node.address_for(one.ip) if node else ""
+        if address:
+            yield pb.MovedAddress(
+                ip=one.ip, node=one.node, node_address=address, pod_uid=one.pod_uid
+            )
+
+
+def usable(moved: Iterable[pb.MovedAddress], node: Node | None) -> list[pb.MovedAddress]:
+    """Without those of a family that ``node`` does not speak: it cannot route them. Pure."""
+    if node is None or not node.address:
+        return list(moved)
+    return [one for one in moved if node.address_for(one.ip)]
 
 
 class Addresses:
@@ -66,21 +86,17 @@ class Addresses:
             pods = msgspec.convert(await self._api.list(PODS, labels=labels), list[Pod])
             migrations = msgspec.convert(await self._api.list(MIGRATIONS), list[PodMigration])
             nodes = msgspec.convert(await self._api.list(NODES), list[Node])
-            addresses = {node.name: node.address for node in nodes}
-            request = pb.SyncAddressesRequest(
-                addresses=[
-                    pb.MovedAddress(
-                        ip=moved.ip,
-                        node=moved.node,
-                        node_address=addresses[moved.node],
-                        pod_uid=moved.pod_uid,
-                    )
-                    for moved in wanted(pods, migrations)
-                    if addresses.get(moved.node)
-                ]
-            )
+            known = {node.name: node for node in nodes}
+            moved = list(routes(wanted(pods, migrations), known))
             names = sorted(await self._agents.nodes())
-            results = await asyncio.gather(*(self._tell(name, request) for name in names))
+            results = await asyncio.gather(
+                *(
+                    self._tell(
+                        name, pb.SyncAddressesRequest(addresses=usable(moved, known.get(name)))
+                    )
+                    for name in names
+                )
+            )
             return {name: failure for name, failure in results if failure is not None}
 
     async def _tell(

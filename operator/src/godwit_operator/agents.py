@@ -153,11 +153,14 @@ class GrpcAgentPool:
 
     async def nodes(self) -> dict[str, str]:
         """Address of the agent of each node that has one running."""
+        return {node: pod.status.host_ip for node, pod in (await self._pods()).items()}
+
+    async def _pods(self) -> dict[str, Pod]:
         pods = msgspec.convert(
             await self._api.list(PODS, self._namespace, labels=AGENT_LABEL), list[Pod]
         )
         return {
-            pod.spec.node_name: pod.status.host_ip
+            pod.spec.node_name: pod
             for pod in pods
             if pod.spec.node_name and pod.status.host_ip and pod.status.phase == "Running"
         }
@@ -187,12 +190,14 @@ class GrpcAgentPool:
         return channel
 
     async def peer(self, node: str) -> pb.PeerNode:
-        nodes = await self.nodes()
-        if node not in nodes:
+        pod = (await self._pods()).get(node)
+        if pod is None:
             raise Retryable(Reason.AGENT_MISSING, f"No Godwit agent is running on node {node}")
+        known = [one.ip for one in pod.status.host_ips]
         return pb.PeerNode(
             name=node,
-            address=nodes[node],
+            address=pod.status.host_ip,
+            more_addresses=[ip for ip in known if ip != pod.status.host_ip],
             control_port=AGENT_CONTROL_PORT,
             transfer_port=AGENT_TRANSFER_PORT,
         )

@@ -23,6 +23,7 @@ selects the pod. Three facts make it free of gaps, without waiting blindly:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -58,15 +59,26 @@ def selects(service: Object, pod: Pod) -> bool:
     return bool(selector) and all(labels.get(key) == value for key, value in selector.items())
 
 
-def slice_name(migration: str, service: str) -> str:
-    return f"godwit-{migration}-{hashlib.sha256(service.encode()).hexdigest()[:8]}"
+def slice_name(migration: str, service: str, family: str) -> str:
+    digest = hashlib.sha256(service.encode()).hexdigest()[:8]
+    return f"godwit-{migration}-{digest}-{family.lower()}"
 
 
-def slice_body(migration: PodMigration, service: Object, pod: Pod) -> Object:
-    """Our slice: the pod's address, ready, with the ports the controller would list."""
+def slice_bodies(migration: PodMigration, service: Object, pod: Pod) -> list[Object]:
+    """Our slices: the pod's addresses of the Service's families, as the controller makes them."""
+    families = service["spec"].get("ipFamilies") or [_family(pod.status.pod_ip)]
+    return [_slice_body(migration, service, pod, ip) for ip in pod.ips if _family(ip) in families]
+
+
+def _family(ip: str) -> str:
+    return "IPv6" if ":" in ip else "IPv4"
+
+
+def _slice_body(migration: PodMigration, service: Object, pod: Pod, ip: str) -> Object:
+    """The address, ready, with the ports the controller would list."""
     name = service["metadata"]["name"]
     endpoint: Object = {
-        "addresses": [pod.status.pod_ip],
+        "addresses": [ip],
         "conditions": {"ready": True, "serving": True, "terminating": False},
         "nodeName": pod.spec.node_name,
     }
@@ -76,7 +88,7 @@ def slice_body(migration: PodMigration, service: Object, pod: Pod) -> Object:
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": slice_name(migration.metadata.uid, name),
+            "name": slice_name(migration.metadata.uid, name, _family(ip)),
             "namespace": migration.metadata.namespace,
             "labels": {
                 SERVICE_LABEL: name,
@@ -94,7 +106,7 @@ def slice_body(migration: PodMigration, service: Object, pod: Pod) -> Object:
                 }
             ],
         },
-        "addressType": "IPv6" if ":" in pod.status.pod_ip else "IPv4",
+        "addressType": _family(ip),
         "endpoints": [endpoint],
         "ports": [
             found
@@ -155,11 +167,10 @@ class Bridge:
         pods = msgspec.convert(await self.api.list(PODS, self.namespace), list[Pod])
         published = []
         for service in services:
-            try:
-                body = slice_body(self.migration, service, pod)
-                await self.api.create(ENDPOINT_SLICES, self.namespace, body)
-            except ConflictError:
-                pass  # ours, from before a restart
+            for body in slice_bodies(self.migration, service, pod):
+                # a conflict: ours, from before a restart
+                with contextlib.suppress(ConflictError):
+                    await self.api.create(ENDPOINT_SLICES, self.namespace, body)
             if await self._publish(service, pod, pods):
                 published.append(service["metadata"]["name"])
         await self._await_label(published, present=True)
@@ -236,12 +247,15 @@ class Bridge:
 
     async def _await_listed(self, service: str, pod: Pod) -> None:
         slices = await self._slices(service)
-        for item in slices:
-            for endpoint in item.get("endpoints") or []:
-                uid = (endpoint.get("targetRef") or {}).get("uid")
-                if uid == pod.metadata.uid and endpoint.get("conditions", {}).get("serving"):
-                    return
-        if slices:  # without any, the Service has gone
+        wanted = {item["addressType"] for item in slices} & {_family(ip) for ip in pod.ips}
+        listed = {
+            item["addressType"]
+            for item in slices
+            for endpoint in item.get("endpoints") or []
+            if (endpoint.get("targetRef") or {}).get("uid") == pod.metadata.uid
+            and endpoint.get("conditions", {}).get("serving")
+        }
+        if wanted - listed:  # without any slice the Service has gone
             raise Retryable(
                 Reason.IN_PROGRESS,
                 f"Waiting for Service {service} to list the successor as ready",

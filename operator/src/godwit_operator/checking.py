@@ -7,8 +7,7 @@ agent's to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from godwit_api.migration import ObstacleView
 from godwit_api.pods import Container, Pod
@@ -17,24 +16,21 @@ from godwit_api.reasons import Reason
 RUNTIME_CLASS = "godwit"
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 OWNER_KINDS = frozenset({"StatefulSet", "ReplicaSet"})
-_FOLLOWING_VOLUMES = frozenset({"emptyDir", "configMap", "secret", "projected", "downwardAPI"})
-_NETWORK_MODES = frozenset({"ReadWriteMany", "ReadOnlyMany"})
 _PLAIN_RESOURCES = frozenset({"cpu", "memory", "ephemeral-storage"})
-Claims = Mapping[str, Any]  # PersistentVolumeClaims of the namespace by name
 
 
 def obstacle(reason: Reason, message: str) -> ObstacleView:
     return ObstacleView(reason=reason, message=message)
 
 
-def pod_obstacles(pod: Pod, claims: Claims) -> list[ObstacleView]:
-    """Everything about the pod's own objects that keeps it from moving."""
+def pod_obstacles(pod: Pod) -> list[ObstacleView]:
+    """Everything about the pod's own object that keeps it from moving, but for its volumes
+    (``volumes.volume_obstacles``)."""
     return [
         *_state(pod),
         *_owner(pod),
         *_host(pod),
         *_containers(pod),
-        *_volumes(pod, claims),
     ]
 
 
@@ -145,31 +141,6 @@ def _container(container: Container) -> Iterator[ObstacleView]:
             yield obstacle(Reason.DEVICE, f"Container {name}: {resource} is bound to its node")
     if container.resources.claims:
         yield obstacle(Reason.DEVICE, f"Container {name}: resource claims are bound to the node")
-
-
-def _volumes(pod: Pod, claims: Claims) -> Iterator[ObstacleView]:
-    for volume in pod.spec.volumes:
-        name = volume["name"]
-        kind = next((key for key in volume if key != "name"), "emptyDir")
-        if kind == "emptyDir":
-            if (volume.get(kind) or {}).get("medium", "").startswith("HugePages"):
-                yield obstacle(Reason.HUGE_PAGES, f"Volume {name}: emptyDir of huge pages")
-        elif kind == "persistentVolumeClaim":
-            yield from _claim(name, volume[kind]["claimName"], claims)
-        elif kind not in _FOLLOWING_VOLUMES:
-            yield obstacle(
-                Reason.VOLUME_CANNOT_FOLLOW, f"Volume {name} ({kind}) cannot follow to a node"
-            )
-
-
-def _claim(volume: str, claim: str, claims: Claims) -> Iterator[ObstacleView]:
-    modes = claims.get(claim, {}).get("spec", {}).get("accessModes", [])
-    if not _NETWORK_MODES.intersection(modes):
-        yield obstacle(
-            Reason.VOLUME_CANNOT_FOLLOW,
-            f"Volume {volume}: claim {claim} has access modes {', '.join(modes) or '(unknown)'}; "
-            "only ReadWriteMany and ReadOnlyMany can be mounted on two nodes at once",
-        )
 
 
 def distinct(obstacles: list[ObstacleView]) -> list[ObstacleView]:

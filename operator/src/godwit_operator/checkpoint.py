@@ -22,9 +22,11 @@ from godwit_api.reasons import Reason
 from godwit_operator.agents import Agent, AgentPool
 from godwit_operator.archive_calls import ArchiveAgent
 from godwit_operator.archives import archive_of
-from godwit_operator.checking import Claims, pod_obstacles
+from godwit_operator.checking import pod_obstacles
 from godwit_operator.checkpoint_status import CHECKPOINTS, Reporter, over, phase_of
-from godwit_operator.kube import CLAIMS, PODS, ConflictError, KubeApi, NotFoundError, find
+from godwit_operator.kube import PODS, ConflictError, KubeApi, NotFoundError, find
+from godwit_operator.storage import storage_of
+from godwit_operator.volumes import Storage, volume_obstacles
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,16 +70,14 @@ def reference(item: Object) -> pb.MigrationRef:
     return pb.MigrationRef(uid=meta["uid"], epoch=1, namespace=meta["namespace"], name=meta["name"])
 
 
-def refusal(pod: Object | None, name: str, claims: Claims) -> Rejected | None:
+def refusal(pod: Object | None, name: str, storage: Storage) -> Rejected | None:
     """What speaks against writing a checkpoint of this pod, as far as the API knows: what would
     keep it from moving, but for its owner, which has nothing to replace. Pure."""
     if pod is None:
         return Rejected(Reason.POD_NOT_FOUND, f"There is no pod {name}")
-    found = [
-        one
-        for one in pod_obstacles(msgspec.convert(pod, Pod), claims)
-        if one.reason not in _OF_OWNERS
-    ]
+    seen = msgspec.convert(pod, Pod)
+    told = [*pod_obstacles(seen), *volume_obstacles(seen, storage, ())]
+    found = [one for one in told if one.reason not in _OF_OWNERS]
     if not found:
         return None
     return Rejected(Reason(found[0].reason), "; ".join(one.message for one in found))
@@ -130,7 +130,7 @@ class CheckpointDriver:
             await self._stop()
             return
         pod = await find(self._ports.api, PODS, self._namespace, self._spec["podName"])
-        refused = refusal(pod, self._spec["podName"], await self._claims(pod))
+        refused = refusal(pod, self._spec["podName"], await self._storage(pod))
         known = self._report.status.get("podUID")
         again = self._report.status.get("phase") == "Writing"
         if pod is None or refused is not None:
@@ -154,12 +154,10 @@ class CheckpointDriver:
             await self._report.enter("Stopping")
             await self._stop()
 
-    async def _claims(self, pod: Object | None) -> Claims:
-        volumes = (pod or {}).get("spec", {}).get("volumes") or []
-        if not any("persistentVolumeClaim" in volume for volume in volumes):
-            return {}
-        found = await self._ports.api.list(CLAIMS, self._namespace)
-        return {claim["metadata"]["name"]: claim for claim in found}
+    async def _storage(self, pod: Object | None) -> Storage:
+        if pod is None:
+            return Storage()
+        return await storage_of(self._ports.api, msgspec.convert(pod, Pod))
 
     async def _check(self) -> None:
         others = await self._ports.api.list(CHECKPOINTS, self._namespace)

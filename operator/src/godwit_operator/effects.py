@@ -23,13 +23,14 @@ from godwit_operator.fencing import is_fenced, without_source
 from godwit_operator.handover import Handover
 from godwit_operator.inspection import Facts, Inspection
 from godwit_operator.kube import NODES, PODS, KubeApi, find
-from godwit_operator.messages import pod_ref, reference
+from godwit_operator.messages import copied_volumes, pod_ref, reference
 from godwit_operator.pages import await_pages
 from godwit_operator.plan import Committed, Done, Failed, Result, is_lost
 from godwit_operator.quantity import number
 from godwit_operator.queue import Queue
 from godwit_operator.status import Learned, seconds
 from godwit_operator.steps import Step
+from godwit_operator.storage import storage_of
 from godwit_operator.successor import await_gate, expectation, mark_moved
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ class Effects:
                         source=await self.ports.agents.peer(status.source_node),
                         containers=note.containers,
                         memory_bytes=note.memory_bytes,
+                        volumes=copied_volumes(migration),
                     )
                 )
             case Step.COPY:
@@ -171,6 +173,7 @@ class Effects:
             bandwidth_limit_bytes_per_s=int(number(spec.bandwidth_limit or 0)),
             compress=spec.compression == "Zstd",
             throttle=spec.convergence == "Throttle",
+            volumes=copied_volumes(migration),
             post_copy=self._post_copy,
         )
         last: pb.CopyProgress | None = None
@@ -402,7 +405,13 @@ class Effects:
         try:
             report = await (await self._source()).get_node()
             nodes = msgspec.convert(await self.ports.api.list(NODES), list[Node])
-            facts = Facts(report, note.memory_bytes, note.files_bytes)
+            facts = Facts(
+                report,
+                note.memory_bytes,
+                note.files_bytes,
+                note.volumes,
+                await storage_of(self._inspection.api, pod),
+            )
             chosen, _ = await self._inspection.choose(
                 pod, status.source_node, nodes, await self.ports.agents.nodes(), facts, failed
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -11,6 +11,7 @@ from godwit_api.errors import GodwitError, Rejected, Retryable
 from godwit_api.migration import (
     ADDRESS_ANNOTATION,
     HOME_NODE_ANNOTATION,
+    CopiedVolume,
     ObstacleView,
     PodMigration,
 )
@@ -19,10 +20,17 @@ from godwit_api.pods import Node, Pod
 from godwit_api.reasons import Reason
 from godwit_operator.agents import AgentPool
 from godwit_operator.checking import distinct, obstacle, pod_obstacles
-from godwit_operator.kube import CLAIMS, MIGRATIONS, NODES, PODS, KubeApi, find
+from godwit_operator.kube import MIGRATIONS, NODES, PODS, KubeApi, find
 from godwit_operator.messages import pod_ref, reference
 from godwit_operator.status import Learned, describe_obstacles
-from godwit_operator.targets import candidates, free, node_obstacles
+from godwit_operator.storage import storage_of
+from godwit_operator.targets import candidates, free, node_obstacles, storage_obstacles
+from godwit_operator.volumes import (
+    Storage,
+    affinities,
+    copied_volumes,
+    volume_obstacles,
+)
 
 
 class Obstructed(Rejected):
@@ -41,6 +49,8 @@ class Facts:
     report: pb.NodeReport
     memory_bytes: int
     files_bytes: int
+    volumes: list[CopiedVolume] = field(default_factory=list)
+    storage: Storage = field(default_factory=Storage)
 
 
 @dataclass(frozen=True)
@@ -61,16 +71,17 @@ class Inspection:
             raise Obstructed([obstacle(Reason.POD_NOT_FOUND, message)], Learned())
         pod = msgspec.convert(body, Pod)
         learned = _learned(pod)
-        claims = (
-            {claim["metadata"]["name"]: claim for claim in await self.api.list(CLAIMS, namespace)}
-            if any("persistentVolumeClaim" in volume for volume in pod.spec.volumes)
-            else {}
-        )
-        obstacles = pod_obstacles(pod, claims) + await self._rivals()
+        storage, copied = await storage_of(self.api, pod), migration.spec.copy_volumes
+        others = await self._others(pod) if copied else []
+        obstacles = [
+            *pod_obstacles(pod),
+            *volume_obstacles(pod, storage, copied, others),
+            *await self._rivals(),
+        ]
         facts = None
         if pod.spec.node_name and pod.status.phase == "Running":
             try:
-                facts, told, more = await self._source(pod)
+                facts, told, more = await self._source(pod, storage)
             except Retryable as failure:
                 if not obstacles:
                     raise  # it may answer soon, and nothing else stands in the way
@@ -82,6 +93,10 @@ class Inspection:
         if obstacles:
             raise Obstructed(obstacles, learned)
         return learned.merged(Learned(status={"target_node": target, "epoch": 1, "obstacles": []}))
+
+    async def _others(self, pod: Pod) -> list[Pod]:
+        pods = msgspec.convert(await self.api.list(PODS), list[Pod])
+        return [other for other in pods if other.spec.node_name == pod.spec.node_name]
 
     async def _rivals(self) -> list[ObstacleView]:
         """Other migrations of this pod that are under way, or were there first."""
@@ -100,14 +115,19 @@ class Inspection:
                 return [obstacle(Reason.ALREADY_MIGRATING, message)]
         return []
 
-    async def _source(self, pod: Pod) -> tuple[Facts | None, list[ObstacleView], Learned]:
+    async def _source(
+        self, pod: Pod, storage: Storage
+    ) -> tuple[Facts | None, list[ObstacleView], Learned]:
         node = pod.spec.node_name
         if node not in await self.agents.nodes():
             message = f"No Godwit agent is running on node {node}, where the pod is"
             return None, [obstacle(Reason.AGENT_MISSING, message)], Learned()
         agent = await self.agents.agent(node)
-        ref = pod_ref(self.migration, uid=pod.metadata.uid, ip=pod.status.pod_ip)
-        request = pb.CheckSourceRequest(migration=reference(self.migration, epoch=1), pod=ref)
+        ref = pod_ref(self.migration, pod=pod)
+        volumes = copied_volumes(pod, storage, self.migration.spec.copy_volumes)
+        request = pb.CheckSourceRequest(
+            migration=reference(self.migration, epoch=1), pod=ref, volumes=_volumes(volumes)
+        )
         try:
             report = await agent.get_node()
             answer = await agent.check_source(request)
@@ -121,6 +141,8 @@ class Inspection:
             report=report,
             memory_bytes=sum(c.memory_bytes for c in answer.containers),
             files_bytes=sum(c.files_bytes for c in answer.containers),
+            volumes=volumes,
+            storage=storage,
         )
         home = pod.metadata.annotations.get(HOME_NODE_ANNOTATION) or node
         note = {
@@ -128,6 +150,7 @@ class Inspection:
             "memory_bytes": facts.memory_bytes,
             "files_bytes": facts.files_bytes,
             "address_home": home,
+            "volumes": [msgspec.to_builtins(one) for one in volumes],
         }
         return facts, problems + told, Learned(note=note)
 
@@ -189,17 +212,20 @@ class Inspection:
         here = pod.spec.node_name or self.migration.status.source_node
         source = next((n for n in nodes if n.name == here), None)
         told = node_obstacles(node, pod, source, agents, free(node, pods))
+        if facts is not None:
+            told += storage_obstacles(node, affinities(pod, facts.storage))
         if facts is None or node.name not in agents:
             return told
         migration = self.migration
         epoch = max(1, migration.status.epoch)
         request = pb.CheckTargetRequest(
             migration=reference(migration, epoch=epoch),
-            pod=pod_ref(migration, uid=pod.metadata.uid, ip=pod.status.pod_ip),
+            pod=pod_ref(migration, pod=pod),
             source=await self.agents.peer(here),
             source_report=facts.report,
             memory_bytes=facts.memory_bytes,
             files_bytes=facts.files_bytes,
+            volumes=_volumes(facts.volumes),
         )
         agent = await self.agents.agent(node.name)
         try:
@@ -218,6 +244,10 @@ class Inspection:
         return told + found
 
 
+def _volumes(volumes: list[CopiedVolume]) -> list[pb.CopiedVolume]:
+    return [pb.CopiedVolume(name=one.name, path=one.path) for one in volumes]
+
+
 def _cpu(source: pb.NodeReport, target: pb.NodeReport) -> list[ObstacleView]:
     missing = sorted(set(source.cpu_features) - set(target.cpu_features))
     if not missing or not target.cpu_features:
@@ -232,6 +262,7 @@ def _learned(pod: Pod) -> Learned:
         status={
             "pod_uid": pod.metadata.uid,
             "pod_ip": pod.status.pod_ip,
+            "pod_ips": pod.ips,
             "source_node": pod.spec.node_name,
         },
         note={

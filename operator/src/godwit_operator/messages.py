@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from godwit_api.migration import PodMigration
 from godwit_api.pb import agent_pb2 as pb
+from godwit_api.pods import Pod
 
 
 def reference(migration: PodMigration, *, epoch: int | None = None) -> pb.MigrationRef:
@@ -15,14 +16,24 @@ def reference(migration: PodMigration, *, epoch: int | None = None) -> pb.Migrat
     )
 
 
-def pod_ref(migration: PodMigration, *, uid: str | None = None, ip: str | None = None) -> pb.PodRef:
-    """The source's pod."""
+def pod_ref(migration: PodMigration, *, pod: Pod | None = None) -> pb.PodRef:
+    """The source's pod; ``pod`` before the status knows it."""
+    ips = migration.ips if pod is None else pod.ips
     return pb.PodRef(
         namespace=migration.metadata.namespace,
         name=migration.spec.pod_name,
-        uid=migration.status.pod_uid if uid is None else uid,
-        ip=migration.status.pod_ip if ip is None else ip,
+        uid=migration.status.pod_uid if pod is None else pod.metadata.uid,
+        ip="".join(ips[:1]),
+        more_ips=ips[1:],
     )
+
+
+def copied_volumes(migration: PodMigration) -> list[pb.CopiedVolume]:
+    """Of the present attempt: on the way back to the source node they are there already."""
+    status = migration.status
+    if status.target_node == status.source_node:
+        return []
+    return [pb.CopiedVolume(name=one.name, path=one.path) for one in status.handover.volumes]
 
 
 def successor_ref(migration: PodMigration) -> pb.PodRef:
@@ -30,5 +41,6 @@ def successor_ref(migration: PodMigration) -> pb.PodRef:
         namespace=migration.metadata.namespace,
         name=migration.status.successor_name,
         uid=migration.status.successor_uid,
-        ip=migration.status.pod_ip,
+        ip="".join(migration.ips[:1]),
+        more_ips=migration.ips[1:],
     )

@@ -130,7 +130,7 @@ async def mark_moved(api: KubeApi, migration: PodMigration) -> None:
         "metadata": {
             "uid": status.successor_uid,
             "annotations": {
-                ADDRESS_ANNOTATION: status.pod_ip,
+                ADDRESS_ANNOTATION: ",".join(migration.ips),
                 HOME_NODE_ANNOTATION: status.handover.address_home or status.source_node,
             },
         }

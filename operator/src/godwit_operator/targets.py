@@ -7,7 +7,7 @@ here is what would make it wait there for ever.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -55,6 +55,13 @@ def _obstacles(
         )
     if name not in agents:
         yield obstacle(Reason.AGENT_MISSING, f"No Godwit agent is running on node {name}")
+    for ip in pod.ips:
+        if node.status.addresses and not node.address_for(ip):
+            family = "IPv6" if ":" in ip else "IPv4"
+            yield obstacle(
+                Reason.NETWORK_NOT_ROUTED,
+                f"Node {name} has no {family} address by which {ip} could be routed to it",
+            )
     yield from _scheduling(node, pod)
     architecture = node.metadata.labels.get(ARCHITECTURE_LABEL)
     here = source.metadata.labels.get(ARCHITECTURE_LABEL) if source else architecture
@@ -74,6 +81,20 @@ def _obstacles(
             Reason.TARGET_UNSCHEDULABLE,
             f"Node {name} has {free.cpu} CPUs left by requests; the pod requests {wanted.cpu}",
         )
+
+
+def storage_obstacles(
+    node: Node, volumes: Iterable[tuple[str, Mapping[str, Any]]]
+) -> list[ObstacleView]:
+    """PersistentVolumes that ``node`` cannot mount, by their required node affinity."""
+    return [
+        obstacle(
+            Reason.TARGET_UNSCHEDULABLE,
+            f"Node {node.name} does not match the node affinity of PersistentVolume {name}",
+        )
+        for name, required in volumes
+        if not any(_term(node, term) for term in required.get("nodeSelectorTerms") or [])
+    ]
 
 
 def _scheduling(node: Node, pod: Pod) -> Iterator[ObstacleView]:

@@ -32,7 +32,12 @@ def _build(options: argparse.Namespace) -> int:
 def _up(options: argparse.Namespace) -> int:
     build.prerequisites()
     cluster = Cluster(paths.place(options.name, create=True))
-    cluster.up(nodes=options.nodes, version=options.kubernetes, cni=options.cni)
+    cluster.up(
+        nodes=options.nodes,
+        version=options.kubernetes,
+        cni=options.cni,
+        dual_stack=options.dual_stack,
+    )
     return 0
 
 
@@ -182,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--nodes", type=int, default=2, help="worker nodes (default 2)")
     sub.add_argument("--kubernetes", default=build.DEFAULT_KUBERNETES, metavar="VERSION")
     sub.add_argument("--cni", choices=("ptp", "bridge"), default="ptp", help="main CNI plugin")
+    sub.add_argument("--dual-stack", action="store_true", help="IPv6 addresses beside IPv4")
     sub.set_defaults(run=_up)
     sub = add("down", "Remove a cluster and every trace of it, whatever state it is in.")
     sub.add_argument("--all", action="store_true", help="every testbed on this machine")

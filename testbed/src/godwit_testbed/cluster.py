@@ -64,12 +64,12 @@ class Cluster:
         )
 
     # -- up -----------------------------------------------------------------------------------
-    def up(self, *, nodes: int, version: str, cni: str) -> None:
+    def up(self, *, nodes: int, version: str, cni: str, dual_stack: bool) -> None:
         """Bring the cluster up; returns when all nodes are Ready."""
+        facts = {"nodes": nodes, "version": version, "cni": cni, "dual_stack": dual_stack}
         if self.healthy():
-            asked = {"nodes": nodes, "version": version, "cni": cni}
-            have = {key: self.facts().get(key) for key in asked}
-            if asked == have:
+            have = {key: self.facts().get(key, False) for key in facts}
+            if facts == have:
                 shell.say(f"testbed {self.place.name} is up")
                 return
             raise TestbedError(
@@ -80,7 +80,6 @@ class Cluster:
         self.down()
         self.place.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.place.run / "index").write_text(str(self.place.index))
-        facts = {"nodes": nodes, "version": version, "cni": cni}
         self._facts_file.write_text(json.dumps(facts))
         for key, value in _HOST_SYSCTLS.items():
             shell.run("sysctl", "-qw", f"{key}={value}")
@@ -88,6 +87,8 @@ class Cluster:
         shell.say(f"testbed {self.place.name}: Kubernetes {version}, nodes {', '.join(names)}")
         authority = pki.Authority(self.place)
         network.create(self.place, names)
+        if dual_stack:
+            network.create6(self.place, names)
         addresses = {name: network.node_address(self.place, name) for name in names}
         authority.create()
         with ThreadPoolExecutor(8) as pool:
@@ -101,11 +102,11 @@ class Cluster:
         ):
             authority.kubeconfig(name)
         cp = Node(self.place, "cp")
-        cp.prepare(*config.control_plane(self.place, authority, version))
+        cp.prepare(*config.control_plane(self.place, authority, version, dual_stack=dual_stack))
         cp.start()
         with ThreadPoolExecutor() as pool:
             starting = [
-                pool.submit(self._start_worker, node, version, cni, authority)
+                pool.submit(self._start_worker, node, version, cni, authority, dual_stack)
                 for node in self.workers()
             ]
             wait_for(
@@ -133,12 +134,19 @@ class Cluster:
         """Start a node that has crashed: its disk is as it was, all else is new."""
         node = self.node(name)
         if node.pid is None:
-            network.attach(self.place, name, [worker.name for worker in self.workers()])
+            workers = [worker.name for worker in self.workers()]
+            network.attach(self.place, name, workers)
+            if self.facts().get("dual_stack"):
+                network.attach6(self.place, name, workers)
             cgroups.remove(self.place, name)
             node.start()
 
-    def _start_worker(self, node: Node, version: str, cni: str, authority: pki.Authority) -> None:
-        node.prepare(*config.worker(self.place, node.name, authority, version, cni))
+    def _start_worker(
+        self, node: Node, version: str, cni: str, authority: pki.Authority, dual_stack: bool
+    ) -> None:
+        node.prepare(
+            *config.worker(self.place, node.name, authority, version, cni, dual_stack=dual_stack)
+        )
         node.start()
         wait_for(
             f"containerd on {node.name}",

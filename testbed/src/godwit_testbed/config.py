@@ -22,7 +22,9 @@ def _pair(name: str) -> list[str]:
     return [f"{name}.crt", f"{name}.key"]
 
 
-def control_plane(place: Place, authority: pki.Authority, version: str) -> Layout:
+def control_plane(
+    place: Place, authority: pki.Authority, version: str, *, dual_stack: bool
+) -> Layout:
     """etcd, API server, controller manager and scheduler."""
     binaries = build.kubernetes(version)
     address = place.api_address
@@ -42,6 +44,7 @@ def control_plane(place: Place, authority: pki.Authority, version: str) -> Layou
     )
     for user in ("kube-controller-manager", "kube-scheduler", "admin"):
         files[f"/etc/kubernetes/{user}.conf"] = place.kubeconfig(user).read_text()
+    services_range = _both(place.service_cidr, place.service_cidr6, dual_stack)
     minor = int(version.split(".")[1])
     runtime = (
         []
@@ -92,7 +95,7 @@ def control_plane(place: Place, authority: pki.Authority, version: str) -> Layou
                 "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
                 f"--service-account-key-file={_PKI}/sa.pub",
                 f"--service-account-signing-key-file={_PKI}/sa.key",
-                f"--service-cluster-ip-range={place.service_cidr}",
+                f"--service-cluster-ip-range={services_range}",
                 "--authorization-mode=Node,RBAC",
                 "--enable-admission-plugins=NodeRestriction",
                 "--allow-privileged",
@@ -125,10 +128,18 @@ def control_plane(place: Place, authority: pki.Authority, version: str) -> Layou
     return files, services
 
 
-def worker(place: Place, node: str, authority: pki.Authority, version: str, cni: str) -> Layout:
+def _both(first: str, second: str, dual_stack: bool) -> str:
+    return f"{first},{second}" if dual_stack else first
+
+
+def worker(
+    place: Place, node: str, authority: pki.Authority, version: str, cni: str, *, dual_stack: bool
+) -> Layout:
     """containerd, kubelet and kube-proxy."""
     binaries = build.kubernetes(version)
-    address = network.node_address(place, node)
+    address = _both(
+        network.node_address(place, node), network.node_address6(place, node), dual_stack
+    )
     files: dict[str, str | Path] = {
         f"/usr/local/bin/{name}": binaries / name for name in ("kubelet", "kube-proxy")
     }
@@ -139,7 +150,9 @@ def worker(place: Place, node: str, authority: pki.Authority, version: str, cni:
         f"{_STATIC_PODS}/.keep": "",  # the kubelet overlooks names that begin with a dot
         "/etc/kubernetes/kubelet.json": json.dumps(_kubelet(place, node), indent=1),
         "/etc/containerd/config.toml": _CONTAINERD,
-        "/etc/cni/net.d/10-podnet.conflist": json.dumps(_cni(place, node, cni), indent=1),
+        "/etc/cni/net.d/10-podnet.conflist": json.dumps(
+            _cni(place, node, cni, dual_stack), indent=1
+        ),
     }
     services = [
         Service("containerd", ["containerd", "--config=/etc/containerd/config.toml"]),
@@ -159,7 +172,7 @@ def worker(place: Place, node: str, authority: pki.Authority, version: str, cni:
                 "kube-proxy",
                 "--kubeconfig=/etc/kubernetes/kube-proxy.conf",
                 "--proxy-mode=nftables",
-                f"--cluster-cidr={place.pod_cidr}",
+                f"--cluster-cidr={_both(place.pod_cidr, place.pod_cidr6, dual_stack)}",
                 f"--hostname-override={node}",
                 "--bind-address=127.0.0.1",
                 "--conntrack-max-per-core=0",
@@ -202,12 +215,17 @@ def _kubelet(place: Place, node: str) -> dict[str, object]:
     }
 
 
-def _cni(place: Place, node: str, cni: str) -> dict[str, object]:
+def _cni(place: Place, node: str, cni: str, dual_stack: bool) -> dict[str, object]:
+    subnets = [network.pod_cidr(place, node)]
+    routes = ["0.0.0.0/0"]
+    if dual_stack:
+        subnets.append(network.pod_cidr6(place, node))
+        routes.append("::/0")
     ipam = {
         "type": "host-local",
-        "ranges": [[{"subnet": network.pod_cidr(place, node)}]],
+        "ranges": [[{"subnet": subnet}] for subnet in subnets],
         "dataDir": "/var/lib/cni/networks",
-        "routes": [{"dst": "0.0.0.0/0"}],
+        "routes": [{"dst": route} for route in routes],
     }
     if cni == "bridge":
         main: dict[str, object] = {

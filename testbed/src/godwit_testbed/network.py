@@ -37,6 +37,16 @@ def pod_cidr(place: Place, node: str) -> str:
     return f"{place.network}.{128 + int(node[1:])}.0/24"
 
 
+def node_address6(place: Place, node: str) -> str:
+    """IPv6 address of a node, with the same number."""
+    return f"{place.network6}::{node_address(place, node).rpartition('.')[2]}"
+
+
+def pod_cidr6(place: Place, node: str) -> str:
+    """IPv6 addresses of the pods of a worker."""
+    return f"{place.network6}:{0x80 + int(node[1:]):x}::/64"
+
+
 def create(place: Place, workers: list[str]) -> None:
     """Make all namespaces, links, addresses and routes."""
     ext = place.netns("ext")
@@ -77,6 +87,35 @@ def _route(place: Place, here: str, worker: str) -> None:
     """``here`` reaches the pods of a worker."""
     to = ["via", node_address(place, worker)]
     shell.run("ip", "-n", place.netns(here), "route", "add", pod_cidr(place, worker), *to)
+
+
+def create6(place: Place, workers: list[str]) -> None:
+    """IPv6 addresses and routes beside those of ``create``."""
+    for where in ["ext", "cp", *workers]:
+        attach6(place, where, workers)
+    first = node_address6(place, workers[0])
+    _ip6(place, "ext", "route", "add", place.service_cidr6, "via", first)
+
+
+def attach6(place: Place, where: str, workers: list[str]) -> None:
+    """IPv6 addresses and routes of one namespace, beside those of ``attach``."""
+    netns, outside = place.netns(where), f"{place.network6}::1"
+    for key in ("all", "default"):
+        shell.run(*inside(netns, "sysctl", "-qw", f"net.ipv6.conf.{key}.forwarding=1"))
+    if where == "ext":
+        _ip6(place, where, "addr", "add", f"{outside}/64", "dev", "br0", "nodad")
+    else:
+        address = node_address6(place, where)
+        _ip6(place, where, "addr", "add", f"{address}/64", "dev", "eth0", "nodad")
+        _ip6(place, where, "route", "add", "default", "via", outside)
+    for node in workers:
+        if node != where:
+            to = ["via", node_address6(place, node)]
+            _ip6(place, where, "route", "add", pod_cidr6(place, node), *to)
+
+
+def _ip6(place: Place, where: str, *words: str) -> None:
+    shell.run("ip", "-6", "-n", place.netns(where), *words)
 
 
 def _namespace(name: str) -> None:

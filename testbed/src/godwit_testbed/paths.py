@@ -63,6 +63,21 @@ class Place:
         return f"{self.network}.64.0/20"
 
     @property
+    def network6(self) -> str:
+        """First 48 bits of every IPv6 address of a dual-stack testbed."""
+        return f"fd67:7765:{self.index:x}"
+
+    @property
+    def pod_cidr6(self) -> str:
+        """All pods of a dual-stack cluster."""
+        return f"{self.network6}:80::/57"
+
+    @property
+    def service_cidr6(self) -> str:
+        """All IPv6 ClusterIPs of a dual-stack cluster."""
+        return f"{self.network6}:40::/112"
+
+    @property
     def dns_address(self) -> str:
         """ClusterIP of CoreDNS."""
         return f"{self.network}.64.10"

@@ -65,7 +65,7 @@ class Scene:
         self.ports = Ports(api, self.pool, Addresses(api, self.pool), Queue(5, 2), "kube-system")
         self.stop = Never()
 
-    async def workload(self, kind: str) -> Object:
+    async def workload(self, kind: str, **spec: Any) -> Object:
         """Start it and wait for its pod."""
         template: Object = {
             "metadata": {"labels": {"app": "redis"}},
@@ -79,6 +79,7 @@ class Scene:
                         "ports": [{"name": "tcp", "containerPort": 6379}],
                     }
                 ],
+                **spec,
             },
         }
         service = {
@@ -218,6 +219,24 @@ async def test_failing_switch_brings_the_pod_home(scene: Scene, kind: str) -> No
     assert after["spec"]["nodeName"] == home
     assert scene.world.running_on == home
     await scene.nothing_left(result["metadata"]["uid"])
+
+
+async def test_named_directories_are_copied_but_not_onto_themselves(scene: Scene) -> None:
+    """The way back to the source node finds them there."""
+    directory = {"name": "data", "hostPath": {"path": "/srv/data"}}
+    pod = await scene.workload("StatefulSet", volumes=[directory])
+    home, target = pod["spec"]["nodeName"], other(pod)
+    scene.world.fail["switch"] = [Aborted(Reason.RESTORE_FAILED, "bad image")]
+    wanted = {"target": {"nodeName": target}, "copyVolumes": ["data"]}
+    result = await scene.migrate("redis-0", **wanted)
+    assert result["status"]["phase"] == "Aborted", result["status"]
+    assert scene.world.running_on == home
+    assert scene.world.volumes == [
+        (home, "check_source", 1, "/srv/data"),
+        (target, "check_target", 1, "/srv/data"),
+        (target, "prepare_target", 1, "/srv/data"),
+        (home, "copy", 1, "/srv/data"),
+    ]
 
 
 async def test_a_dry_run_reports_and_leaves_the_pod_alone(scene: Scene) -> None:

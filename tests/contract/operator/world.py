@@ -33,6 +33,7 @@ class World:
     calls: list[tuple[str, str, int]] = field(default_factory=list)
     fail: dict[str, list[GodwitError]] = field(default_factory=dict)  # by "node.call"
     addresses: dict[str, list[pb.MovedAddress]] = field(default_factory=dict)
+    volumes: list[tuple[str, str, int, str]] = field(default_factory=list)  # as told to agents
     empty_starts: list[str] = field(default_factory=list)
     copy_gate: asyncio.Event | None = None
     on_fail: Callable[[], None] | None = None
@@ -60,24 +61,38 @@ class FakeAgent:
     def _note(self, call: str, ref: pb.MigrationRef) -> None:
         self.world.called(self.node, call, ref.epoch)
 
+    def _told(
+        self,
+        call: str,
+        request: (
+            pb.CheckSourceRequest | pb.CheckTargetRequest | pb.PrepareTargetRequest | pb.CopyRequest
+        ),
+    ) -> None:
+        epoch = request.migration.epoch
+        self.world.volumes += [(self.node, call, epoch, one.path) for one in request.volumes]
+
     async def get_node(self) -> pb.NodeReport:
         self.world.called(self.node, "get_node", 0)
         return pb.NodeReport(node=self.node, architecture="amd64", cpu_features=["sse", "avx"])
 
     async def check_source(self, request: pb.CheckSourceRequest) -> pb.CheckSourceResponse:
         self._note("check_source", request.migration)
+        self._told("check_source", request)
         container = pb.ContainerFacts(name="main", memory_bytes=1000, files_bytes=10)
         return pb.CheckSourceResponse(containers=[container])
 
     async def check_target(self, request: pb.CheckTargetRequest) -> pb.CheckTargetResponse:
         self._note("check_target", request.migration)
+        self._told("check_target", request)
         return pb.CheckTargetResponse()
 
     async def prepare_target(self, request: pb.PrepareTargetRequest) -> None:
         self._note("prepare_target", request.migration)
+        self._told("prepare_target", request)
 
     async def copy(self, request: pb.CopyRequest, seconds: float) -> AsyncIterator[pb.CopyProgress]:
         self._note("copy", request.migration)
+        self._told("copy", request)
         yield pb.CopyProgress(round=1, transferred_bytes=900, remaining_bytes=100)
         if self.world.copy_gate is not None:
             await self.world.copy_gate.wait()

@@ -34,7 +34,7 @@ def node() -> FakeNode:
 
 
 def leaving(node: FakeNode) -> Leaving:
-    return Leaving(node.host(), UID, pod_state(OTHER), "10.244.1.7", "192.0.2.1")
+    return Leaving(node.host(), UID, pod_state(OTHER), ("10.244.1.7",), "192.0.2.1")
 
 
 def test_a_decision_and_the_watchdog_exclude_each_other() -> None:

@@ -42,10 +42,6 @@ def container(**fields: Any) -> Object:
     return pod(spec__containers=[{"name": "c"} | fields])
 
 
-def volume(**fields: Any) -> Object:
-    return pod(spec__volumes=[{"name": "v"} | fields])
-
-
 def owner(kind: str) -> Object:
     reference = {"kind": kind, "name": "o", "uid": "o", "controller": True}
     return pod(metadata__ownerReferences=[reference])
@@ -112,29 +108,12 @@ REFUSED: list[tuple[str, Object, Reason]] = [
     ("raw block", container(volumeDevices=[{"name": "v"}]), Reason.VOLUME_CANNOT_FOLLOW),
     ("huge pages", container(resources={"limits": {"hugepages-2Mi": "2Mi"}}), Reason.HUGE_PAGES),
     ("device", container(resources={"limits": {"nvidia.com/gpu": 1}}), Reason.DEVICE),
-    ("hostPath", volume(hostPath={"path": "/"}), Reason.VOLUME_CANNOT_FOLLOW),
-    ("nfs", volume(nfs={"server": "s", "path": "/"}), Reason.VOLUME_CANNOT_FOLLOW),
-    ("huge emptyDir", volume(emptyDir={"medium": "HugePages"}), Reason.HUGE_PAGES),
-    (
-        "local claim",
-        volume(persistentVolumeClaim={"claimName": "rwo"}),
-        Reason.VOLUME_CANNOT_FOLLOW,
-    ),
-    (
-        "no claim",
-        volume(persistentVolumeClaim={"claimName": "none"}),
-        Reason.VOLUME_CANNOT_FOLLOW,
-    ),
 ]
-CLAIMS = {
-    "rwo": {"spec": {"accessModes": ["ReadWriteOnce"]}},
-    "rwx": {"spec": {"accessModes": ["ReadWriteMany"]}},
-}
 
 
 @pytest.mark.parametrize(("body", "reason"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
 def test_refused(body: Object, reason: Reason) -> None:
-    found = pod_obstacles(msgspec.convert(body, Pod), CLAIMS)
+    found = pod_obstacles(msgspec.convert(body, Pod))
     assert [item.reason for item in found] == [reason]
     assert all(item.message for item in found)
 
@@ -145,9 +124,6 @@ def test_refused(body: Object, reason: Reason) -> None:
         pod(),
         owner("StatefulSet"),
         owner("ReplicaSet"),
-        volume(emptyDir={}),
-        volume(projected={}),
-        volume(persistentVolumeClaim={"claimName": "rwx"}),
         container(lifecycle={"preStop": {"exec": {"command": ["x"]}}}),
         container(lifecycle={"postStart": {"exec": {"command": ["x"]}}}),
         pod(spec__containers=[{"name": "a"}, {"name": "b"}]),
@@ -161,12 +137,12 @@ def test_refused(body: Object, reason: Reason) -> None:
     ],
 )
 def test_accepted(body: Object) -> None:
-    assert pod_obstacles(msgspec.convert(body, Pod), CLAIMS) == []
+    assert pod_obstacles(msgspec.convert(body, Pod)) == []
 
 
 def test_all_at_once() -> None:
     body = pod(spec__hostNetwork=True, spec__hostPID=True, status__phase="Pending")
-    found = pod_obstacles(msgspec.convert(body, Pod), {})
+    found = pod_obstacles(msgspec.convert(body, Pod))
     assert {item.reason for item in found} == {
         Reason.HOST_NETWORK,
         Reason.HOST_PID,

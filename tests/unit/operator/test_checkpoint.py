@@ -17,6 +17,7 @@ from godwit_operator.checkpoint import refusal, rival
 from godwit_operator.checkpoint_status import phase_of
 from godwit_operator.restore import GATE, LABEL, require_fit, restored_pod, worst
 from godwit_operator.targets import Free
+from godwit_operator.volumes import Storage
 
 
 def _pod(**spec: Any) -> dict[str, Any]:
@@ -81,7 +82,7 @@ _HOOK = {"lifecycle": {"postStart": {"exec": {"command": ["warm"]}}}}
     ],
 )
 def test_pods_that_are_refused(pod: dict[str, Any] | None, reason: Reason | None) -> None:
-    refused = refusal(pod, "redis-0", {})
+    refused = refusal(pod, "redis-0", Storage())
     assert (refused.reason if refused else None) == reason
 
 
@@ -91,11 +92,11 @@ def test_a_checkpoint_replaces_nothing_so_the_owner_does_not_matter() -> None:
         {"kind": "Job", "name": "j", "uid": "o", "controller": True}
     ]
     pod["metadata"]["finalizers"] = ["example.org/wait"]
-    assert refusal(pod, "redis-0", {}) is None
+    assert refusal(pod, "redis-0", Storage()) is None
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
-    refused = refusal(_pod(hostPID=True, hostIPC=True), "redis-0", {})
+    refused = refusal(_pod(hostPID=True, hostIPC=True), "redis-0", Storage())
     assert refused
     assert "hostPID" in refused.message
     assert "hostIPC" in refused.message

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from godwit_testbed import network
 from godwit_testbed.paths import Place, TestbedError
 
 
@@ -29,6 +30,15 @@ def test_ranges_of_one_testbed_do_not_overlap(index: int) -> None:
     assert not pods.overlaps(nodes)
     assert not services.overlaps(nodes)
     assert ipaddress.ip_address(place.dns_address) in services
+    six = ipaddress.ip_network(f"{place.network6}::/64")
+    pods6, services6 = (ipaddress.ip_network(n) for n in (place.pod_cidr6, place.service_cidr6))
+    assert not pods6.overlaps(services6)
+    assert not pods6.overlaps(six)
+    assert not services6.overlaps(six)
+    for number in (1, 100):
+        node = f"n{number}"
+        assert ipaddress.ip_network(network.pod_cidr6(place, node)).subnet_of(pods6)
+        assert ipaddress.ip_address(network.node_address6(place, node)) in six
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "A", "a" * 30, "-a", "a b"])

@@ -82,11 +82,16 @@ class PodRef(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     IP_FIELD_NUMBER: _builtins.int
+    MORE_IPS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     uid: _builtins.str
     ip: _builtins.str
     """the address that moves with the pod"""
+    @_builtins.property
+    def more_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """its address of the other family, if it has two"""
+
     def __init__(
         self,
         *,
@@ -94,10 +99,11 @@ class PodRef(_message.Message):
         name: _builtins.str = ...,
         uid: _builtins.str = ...,
         ip: _builtins.str = ...,
+        more_ips: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "name", b"name", "namespace", b"namespace", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "more_ips", b"more_ips", "name", b"name", "namespace", b"namespace", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,6 +119,7 @@ class PeerNode(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     CONTROL_PORT_FIELD_NUMBER: _builtins.int
     TRANSFER_PORT_FIELD_NUMBER: _builtins.int
+    MORE_ADDRESSES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Kubernetes node name; its certificate must say the same"""
     address: _builtins.str
@@ -121,6 +128,10 @@ class PeerNode(_message.Message):
     """gRPC"""
     transfer_port: _builtins.int
     """transfer stream"""
+    @_builtins.property
+    def more_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """node IPs of the other family: routes lead there"""
+
     def __init__(
         self,
         *,
@@ -128,10 +139,11 @@ class PeerNode(_message.Message):
         address: _builtins.str = ...,
         control_port: _builtins.int = ...,
         transfer_port: _builtins.int = ...,
+        more_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "control_port", b"control_port", "name", b"name", "transfer_port", b"transfer_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "control_port", b"control_port", "more_addresses", b"more_addresses", "name", b"name", "transfer_port", b"transfer_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,24 +271,52 @@ class NodeReport(_message.Message):
 Global___NodeReport: _TypeAlias = NodeReport  # noqa: Y015
 
 @_typing.final
+class CopiedVolume(_message.Message):
+    """A volume of the pod that is a directory of its node, copied to the same path of the target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    path: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopiedVolume: _TypeAlias = CopiedVolume  # noqa: Y015
+
+@_typing.final
 class CheckSourceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     POD_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
     def pod(self) -> Global___PodRef: ...
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopiedVolume]: ...
     def __init__(
         self,
         *,
         migration: Global___MigrationRef | None = ...,
         pod: Global___PodRef | None = ...,
+        volumes: _abc.Iterable[Global___CopiedVolume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,6 +393,7 @@ class CheckTargetRequest(_message.Message):
     SOURCE_REPORT_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     FILES_BYTES_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     files_bytes: _builtins.int
     @_builtins.property
@@ -363,6 +404,8 @@ class CheckTargetRequest(_message.Message):
     def source(self) -> Global___PeerNode: ...
     @_builtins.property
     def source_report(self) -> Global___NodeReport: ...
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopiedVolume]: ...
     def __init__(
         self,
         *,
@@ -372,10 +415,11 @@ class CheckTargetRequest(_message.Message):
         source_report: Global___NodeReport | None = ...,
         memory_bytes: _builtins.int = ...,
         files_bytes: _builtins.int = ...,
+        volumes: _abc.Iterable[Global___CopiedVolume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod", "source", b"source", "source_report", b"source_report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files_bytes", b"files_bytes", "memory_bytes", b"memory_bytes", "migration", b"migration", "pod", b"pod", "source", b"source", "source_report", b"source_report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files_bytes", b"files_bytes", "memory_bytes", b"memory_bytes", "migration", b"migration", "pod", b"pod", "source", b"source", "source_report", b"source_report", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -410,6 +454,7 @@ class PrepareTargetRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     CONTAINERS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
@@ -419,6 +464,10 @@ class PrepareTargetRequest(_message.Message):
     def source(self) -> Global___PeerNode: ...
     @_builtins.property
     def containers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopiedVolume]:
+        """none when the target is the source node itself"""
+
     def __init__(
         self,
         *,
@@ -427,10 +476,11 @@ class PrepareTargetRequest(_message.Message):
         source: Global___PeerNode | None = ...,
         containers: _abc.Iterable[_builtins.str] | None = ...,
         memory_bytes: _builtins.int = ...,
+        volumes: _abc.Iterable[Global___CopiedVolume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "memory_bytes", b"memory_bytes", "migration", b"migration", "pod", b"pod", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "memory_bytes", b"memory_bytes", "migration", b"migration", "pod", b"pod", "source", b"source", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -462,6 +512,7 @@ class CopyRequest(_message.Message):
     BANDWIDTH_LIMIT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     COMPRESS_FIELD_NUMBER: _builtins.int
     THROTTLE_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     POST_COPY_FIELD_NUMBER: _builtins.int
     freeze_budget_ms: _builtins.int
     """0: none"""
@@ -479,6 +530,10 @@ class CopyRequest(_message.Message):
     def pod(self) -> Global___PodRef: ...
     @_builtins.property
     def target(self) -> Global___PeerNode: ...
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopiedVolume]:
+        """as in PrepareTarget"""
+
     def __init__(
         self,
         *,
@@ -489,11 +544,12 @@ class CopyRequest(_message.Message):
         bandwidth_limit_bytes_per_s: _builtins.int = ...,
         compress: _builtins.bool = ...,
         throttle: _builtins.bool = ...,
+        volumes: _abc.Iterable[Global___CopiedVolume] | None = ...,
         post_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_per_s", b"bandwidth_limit_bytes_per_s", "compress", b"compress", "freeze_budget_ms", b"freeze_budget_ms", "migration", b"migration", "pod", b"pod", "post_copy", b"post_copy", "target", b"target", "throttle", b"throttle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_per_s", b"bandwidth_limit_bytes_per_s", "compress", b"compress", "freeze_budget_ms", b"freeze_budget_ms", "migration", b"migration", "pod", b"pod", "post_copy", b"post_copy", "target", b"target", "throttle", b"throttle", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

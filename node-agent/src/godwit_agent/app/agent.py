@@ -10,7 +10,7 @@ from godwit_agent.app.copying import Connect, Copier
 from godwit_agent.app.guarding import Guards
 from godwit_agent.app.housekeeping import Housekeeping
 from godwit_agent.app.journal import JournalStore, Key, Role, Step
-from godwit_agent.app.model import Outcome, PeerNode
+from godwit_agent.app.model import Outcome, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory
 from godwit_agent.app.recover import recover
 from godwit_agent.app.restoring import Restorer
@@ -110,9 +110,9 @@ class Agent:
 
     def _moving(self) -> frozenset[str]:
         """Addresses of migrations that are not over here."""
-        found = set()
+        found: set[str] = set()
         for journal in self._journals.readable():
             opened = journal.find(Step.OPENED)
             if opened and not journal.terminal:
-                found.add(str(opened.data["pod"]["ip"]))
+                found.update(Pod.from_json(opened.data["pod"]).ips)
         return frozenset(found)

@@ -8,7 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent import log
 from godwit_agent.app.stopwatch import Stopwatch
-from godwit_agent.hostops.model import Outgoing, Packet, Plan, Restored, Slot, SuccessorNetwork
+from godwit_agent.hostops.model import (
+    Outgoing,
+    Packet,
+    Place,
+    Plan,
+    Restored,
+    Slot,
+    SuccessorNetwork,
+)
 from godwit_agent.hostops.ports import HeldConnections, Host, MissingPages, PodNetwork, TargetStore
 from godwit_api.errors import GodwitError, Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -33,11 +41,12 @@ class StoreSink:
 class Arriving:
     """One attempt's hold on the target."""
 
-    def __init__(self, host: Host, migration_uid: str, epoch: int, ip: str) -> None:
+    def __init__(self, host: Host, migration_uid: str, epoch: int, ips: tuple[str, ...]) -> None:
+        """``ips``: none for a pod that keeps its native address."""
         self._host = host
         self._uid = migration_uid
         self._epoch = epoch
-        self._ip = ip
+        self._ips = ips
         self._store: TargetStore | None = None
         self._successor = ""
         self._network: PodNetwork | None = None
@@ -45,14 +54,23 @@ class Arriving:
         self._armed_ns = self._opened_ns = 0
         self._restored: dict[str, Restored] = {}
         self._outgoing: tuple[Outgoing, ...] = ()
+        self._places: tuple[Place, ...] = ()
 
     # store
 
-    def create_store(self, containers: tuple[str, ...], memory_bytes: int) -> None:
-        self._store = self._host.stores.create_target(self._uid, containers, memory_bytes)
+    def create_store(
+        self, containers: tuple[str, ...], memory_bytes: int, places: tuple[Place, ...]
+    ) -> None:
+        self._places = places
+        self._store = self._host.stores.create_target(self._uid, containers, memory_bytes, places)
 
-    def reopen(self, successor_uid: str) -> None:
+    def make_places(self) -> None:
+        """Directories of the node that are volumes; only once the journal names them."""
+        self._host.volumes.make(self._places)
+
+    def reopen(self, successor_uid: str, places: tuple[Place, ...]) -> None:
         """After a restart of the agent."""
+        self._places = places
         self._store = self._host.stores.open_target(self._uid)
         self._successor = successor_uid
 
@@ -64,7 +82,7 @@ class Arriving:
     def expect(self, successor_uid: str, plan: Plan) -> None:
         """The hook knows the successor from now on: it restores, or it does not start."""
         slots = self._require_store().slots()
-        self._host.hooks.expect(successor_uid, self._uid, self._epoch, self._ip, slots, plan)
+        self._host.hooks.expect(successor_uid, self._uid, self._epoch, self._ips, slots, plan)
         self._successor = successor_uid
 
     def await_gate(self, timeout_s: float) -> str | None:
@@ -89,8 +107,8 @@ class Arriving:
         store = self._require_store()
         store.bind(self._host.pods.find(self._successor))
         store.start_daemons()
-        if self._ip:  # else it has its own, which nobody knows yet
-            self._connections = self._connections or self._host.connections.watch(self._ip)
+        if self._ips:  # else it has its own, which nobody knows yet
+            self._connections = self._connections or self._host.connections.watch(self._ips)
         self._armed_ns = self._armed_ns or time.time_ns()
         self._open_network()
 
@@ -137,8 +155,8 @@ class Arriving:
             self._restored[slot.container] = self._host.restores.verify(slot)
 
     def take_route(self) -> None:
-        if self._ip:
-            self._host.routes.local(self._ip, self._link().host_interface)
+        for ip in self._ips:
+            self._host.routes.local(ip, self._link().host_interface)
         if self._connections:
             self._connections.renew()
             self._connections.adopt(self._outgoing)
@@ -186,10 +204,11 @@ class Arriving:
             self._host.restores.abort(slot)
         self._restored.clear()
 
-    def forget(self, *, wait_for_pages: bool) -> None:
-        """Removes expectation and store."""
+    def forget(self, *, runs: bool, lost: bool = False) -> None:
+        """Removes expectation and store; of a copy that does not run, its volumes too. ``lost``:
+        it did run, and takes no more pages."""
         store = self._store
-        if store and wait_for_pages and not store.drained(_DRAIN_TIMEOUT_S):
+        if store and runs and not lost and not store.drained(_DRAIN_TIMEOUT_S):
             message = "pages are still on their way into the process"
             raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
         if self._successor:
@@ -197,6 +216,8 @@ class Arriving:
         if store:
             store.destroy()
         self._store = None
+        if not runs:
+            self._host.volumes.remove(self._places)
 
     def holds_copy(self) -> bool:
         """Whether any restored task exists, also one that an earlier process had made."""

@@ -31,7 +31,7 @@ def run_until_told(session: SourceSession, peer: Peer, stopping: threading.Event
     while not stopping.is_set():
         try:
             if session.peer:
-                session.processes.give_away(session.peer.address)
+                session.processes.give_away(session.peer)
             return peer.run(session.migration, RUN_TIMEOUT_S)
         except (GodwitError, OSError) as error:
             session.trouble = error if isinstance(error, GodwitError) else None

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from godwit_agent.app.model import PeerNode
 from godwit_agent.app.outlet import Outlet
 from godwit_agent.hostops.model import (
     Container,
@@ -40,18 +41,24 @@ from godwit_api.errors import GodwitError, Retryable
 
 _GATE_TIMEOUT_S = 20.0
 _FREEZE_TIMEOUT_S = 2.0
+_FORGOTTEN_TIMEOUT_S = 3.0
 
 
 class Leaving:
     """One attempt's hold on the source pod."""
 
     def __init__(
-        self, host: Host, migration_uid: str, state: PodState, ip: str, own_address: str
+        self,
+        host: Host,
+        migration_uid: str,
+        state: PodState,
+        ips: tuple[str, ...],
+        own_address: str,
     ) -> None:
         self._host = host
         self._uid = migration_uid
         self.state = state
-        self._ip = ip
+        self._ips = ips
         self._own_address = own_address
         self._ids = tuple(container.id for container in state.containers)
         self._memory: SourceMemory | None = None
@@ -146,7 +153,7 @@ class Leaving:
     def prepare(self, *, post_copy: bool = False) -> None:
         """CRIU waits at its gate, the capture runs."""
         self._open_network()
-        self._connections = self._connections or self._host.connections.watch(self._ip)
+        self._connections = self._connections or self._host.connections.watch(self._ips)
         self._host.stores.create_source(self._uid)
         for container in self.state.containers:
             self._dumps[container.name] = self._host.dumps.prepare(
@@ -256,20 +263,24 @@ class Leaving:
 
     # after the commit
 
-    def give_away(self, node_address: str) -> None:
+    def give_away(self, target: PeerNode) -> None:
         """Not when the target is this node: there the copy's own route takes over."""
-        if node_address != self._own_address:
-            self._host.routes.via(self._ip, node_address)
+        if target.address != self._own_address:
+            for ip in self._ips:
+                # the operator has looked that there is one
+                if address := target.address_for(ip):
+                    self._host.routes.via(ip, address)
         self.renew_connections()
         if self._connections:
             self._connections.let_go()
 
     def hold_address(self) -> None:
-        """Only where the address comes from: elsewhere this node's IPAM never had it."""
+        """Only where an address comes from: elsewhere this node's IPAM never had it."""
         pools = self._host.probe.facts().ip_pools
-        address = ipaddress.ip_address(self._ip)
-        if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
-            self._host.addresses.hold(self._ip, self.state.uid)
+        for ip in self._ips:
+            address = ipaddress.ip_address(ip)
+            if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
+                self._host.addresses.hold(ip, self.state.uid)
 
     def read(self, piece: Piece) -> Sequence[Extent]:
         """Memory of the frozen tree; several calls at a time."""
@@ -297,8 +308,11 @@ class Leaving:
                 dump.finish()
             else:
                 self._host.dumps.reap(container, self._uid)
-        # With its pause process gone the kubelet tears the sandbox down at once.
-        self._host.cgroups.kill((*self._ids, self.state.sandbox.id))
+        self._host.cgroups.kill(self._ids)
+        # With its pause process gone the kubelet tears the sandbox down at once. But not before
+        # the shim has forgotten the containers: told to end while it knows one, it stays for ever.
+        self._host.pods.wait_forgotten(self._ids, _FORGOTTEN_TIMEOUT_S)
+        self._host.cgroups.kill((self.state.sandbox.id,))
         self._dumps.clear()
 
     def clean(self) -> None:

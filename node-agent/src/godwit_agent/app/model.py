@@ -28,19 +28,32 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A Pod object and the address that moves with it."""
+    """A Pod object and the addresses that move with it. ``ip`` is empty for a pod that keeps
+    the native one; ``more_ips``: of the other family."""
 
     namespace: str
     name: str
     uid: str
     ip: str
+    more_ips: tuple[str, ...] = ()
+
+    @property
+    def ips(self) -> tuple[str, ...]:
+        return (self.ip, *self.more_ips) if self.ip else ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"ns": self.namespace, "name": self.name, "uid": self.uid, "ip": self.ip}
+        return {
+            "ns": self.namespace,
+            "name": self.name,
+            "uid": self.uid,
+            "ip": self.ip,
+            "more_ips": list(self.more_ips),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Pod:
-        return cls(value["ns"], value["name"], value["uid"], value["ip"])
+        more = tuple(value.get("more_ips", ()))
+        return cls(value["ns"], value["name"], value["uid"], value["ip"], more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,12 @@ class PeerNode:
     address: str
     control_port: int
     transfer_port: int
+    more_addresses: tuple[str, ...] = ()
+
+    def address_for(self, ip: str) -> str | None:
+        """The node's address by which ``ip`` can be routed to it: one of the same family."""
+        known = (self.address, *self.more_addresses)
+        return next((one for one in known if (":" in one) == (":" in ip)), None)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -58,11 +77,18 @@ class PeerNode:
             "address": self.address,
             "control_port": self.control_port,
             "transfer_port": self.transfer_port,
+            "more_addresses": list(self.more_addresses),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PeerNode:
-        return cls(value["name"], value["address"], value["control_port"], value["transfer_port"])
+        return cls(
+            value["name"],
+            value["address"],
+            value["control_port"],
+            value["transfer_port"],
+            tuple(value.get("more_addresses", ())),
+        )
 
 
 @dataclass(frozen=True, slots=True)

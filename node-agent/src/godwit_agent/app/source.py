@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from godwit_agent import log
 from godwit_agent.app import forward
@@ -18,7 +19,7 @@ from godwit_agent.app.sessions import SourceSession
 from godwit_agent.app.source_sessions import SourceSessions
 from godwit_agent.app.switching import Switcher
 from godwit_agent.app.turns import Turns
-from godwit_agent.hostops.model import Extent, Inspection, Obstacle, Piece, PodState
+from godwit_agent.hostops.model import Extent, Inspection, Obstacle, Piece, PodState, Volume
 from godwit_agent.hostops.ports import Host
 from godwit_agent.memory import rounds
 from godwit_agent.memory.freezes import Freezes
@@ -63,17 +64,21 @@ class Source:
         self.stopping.set()
         self._sessions.close()
 
-    def check(self, migration: Migration, pod: Pod) -> Inspection:
+    def check(self, migration: Migration, pod: Pod, volumes: tuple[Volume, ...] = ()) -> Inspection:
         """All obstacles at once; touches nothing."""
         refuse_stale(self._journals, migration.uid, migration.epoch)
         try:
             state = self._host.pods.find(pod.uid)
         except Rejected as error:
             return Inspection((Obstacle(error.reason, error.message),), ())
+        state = replace(state, volumes=volumes)
         found = self._host.inspector.inspect(state)
-        here = state.link.addresses if state.link else ()
-        if pod.ip not in {address.partition("/")[0] for address in here}:
-            message = f"pod {pod.name} does not have the address {pod.ip} here"
+        if faults := self._host.volumes.leaving(volumes):
+            found = replace(found, obstacles=(*found.obstacles, *faults))
+        here = {one.partition("/")[0] for one in state.link.addresses} if state.link else set()
+        missing = [ip for ip in pod.ips if ip not in here]
+        if missing:
+            message = f"pod {pod.name} does not have the address {' and '.join(missing)} here"
             strange = Obstacle(Reason.NETWORK_NOT_ROUTED, message)
             return Inspection((*found.obstacles, strange), found.containers)
         return found
@@ -87,9 +92,10 @@ class Source:
         *,
         deadline: float,
         active: Callable[[], bool],
+        volumes: tuple[Volume, ...] = (),
     ) -> Iterator[CopyProgress]:
         """Copies until what is left is small; the pod runs and is not touched."""
-        session = self._sessions.of_call(migration, pod, target)
+        session = self._sessions.of_call(migration, pod, target, volumes)
         with session.busy("Copy", deadline):
             _require_undecided(session)
             session.journal.append(Step.COPYING)

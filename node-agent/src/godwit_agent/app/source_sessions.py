@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import msgspec
 
@@ -11,7 +12,7 @@ from godwit_agent.app.journal import Journal, JournalStore, Key, Record, Role, S
 from godwit_agent.app.leaving import Leaving
 from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.sessions import SourceSession
-from godwit_agent.hostops.model import PodState
+from godwit_agent.hostops.model import PodState, Volume
 from godwit_agent.hostops.ports import Host
 from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason
@@ -28,19 +29,28 @@ class SourceSessions:
         self._sessions: dict[Key, SourceSession] = {}
         self._lock = threading.Lock()
 
-    def of_call(self, migration: Migration, pod: Pod, peer: PeerNode | None) -> SourceSession:
-        """Refuses stale epochs, and calls that name another pod or target than those before."""
+    def of_call(
+        self,
+        migration: Migration,
+        pod: Pod,
+        peer: PeerNode | None,
+        volumes: tuple[Volume, ...] | None = None,
+    ) -> SourceSession:
+        """Refuses stale epochs, and calls that name another pod or target than those before.
+        ``volumes``: of the node's directories; known from the first call on that names them."""
         with self._lock:
             refuse_stale(self._journals, migration.uid, migration.epoch)
             key = Key(migration.uid, migration.epoch, Role.SOURCE)
             session = self._sessions.get(key) or self._from_journal(key)
             if session is None:
-                processes = self._leaving(migration, pod)
+                processes = self._leaving(migration, pod, volumes or ())
                 session = SourceSession(migration, pod, self._journals.open(key), processes)
                 self._sessions[key] = session
                 _write_opened(session, peer)
             if session.pod != pod:
                 raise Rejected(Reason.MALFORMED, "this attempt is about another pod")
+            if volumes is not None and session.processes.state.volumes != volumes:
+                raise Rejected(Reason.MALFORMED, "this attempt has other volumes")
             if peer and session.peer and session.peer != peer:
                 raise Rejected(Reason.MALFORMED, "this attempt has another target")
             if peer and not session.peer:
@@ -83,15 +93,17 @@ class SourceSessions:
             return None
         migration = Migration.from_json(record.data["migration"])
         pod = Pod.from_json(record.data["pod"])
-        session = SourceSession(migration, pod, journal, self._leaving(migration, pod))
+        volumes = msgspec.convert(record.data["state"], PodState).volumes
+        session = SourceSession(migration, pod, journal, self._leaving(migration, pod, volumes))
         peer = record.data["peer"]
         session.peer = PeerNode.from_json(peer) if peer else None
         self._sessions[key] = session
         return session
 
-    def _leaving(self, migration: Migration, pod: Pod) -> Leaving:
+    def _leaving(self, migration: Migration, pod: Pod, volumes: tuple[Volume, ...]) -> Leaving:
         state = self._known_state(migration.uid, pod) or self._host.pods.find(pod.uid)
-        return Leaving(self._host, migration.uid, state, pod.ip, self._own_address)
+        state = replace(state, volumes=volumes)
+        return Leaving(self._host, migration.uid, state, pod.ips, self._own_address)
 
     def _known_state(self, uid: str, pod: Pod) -> PodState | None:
         for key in reversed(self._journals.attempts(uid)):

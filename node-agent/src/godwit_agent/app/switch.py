@@ -144,7 +144,7 @@ class Freeze:
     def after_commit(self) -> Ran:
         """Step 7. Raises ``GodwitError`` when the target did not answer; then it is asked again."""
         with self.watch.part("route"):
-            self.source.give_away(self.target.address)
+            self.source.give_away(self.target)
         with self.watch.part("packets"):
             self._send_packets()
         with self.watch.part("run"):

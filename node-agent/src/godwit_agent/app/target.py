@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from godwit_agent import log
 from godwit_agent.app import fitness
 from godwit_agent.app.arriving import Arriving, StoreSink
@@ -23,7 +25,7 @@ from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory, Ran, Restored
 from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
-from godwit_agent.hostops.model import NodeFacts, Obstacle, Outgoing, Plan
+from godwit_agent.hostops.model import NodeFacts, Obstacle, Outgoing, Place, Plan, Volume
 from godwit_agent.hostops.ports import Host
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -46,10 +48,19 @@ class Target:
         self._lock = threading.Lock()
         self.stopping = threading.Event()
 
-    def check(self, migration: Migration, source: PeerNode, facts: NodeFacts) -> list[Obstacle]:
+    def check(
+        self,
+        migration: Migration,
+        source: PeerNode,
+        facts: NodeFacts,
+        volumes: tuple[Volume, ...] = (),
+    ) -> list[Obstacle]:
         """All obstacles at once; touches nothing."""
         refuse_stale(self._journals, migration.uid, migration.epoch)
-        return list(fitness.obstacles(source.name, facts, self._host.probe.facts()))
+        return [
+            *fitness.obstacles(source.name, facts, self._host.probe.facts()),
+            *self._host.volumes.arriving(volumes),
+        ]
 
     def prepare(
         self,
@@ -59,6 +70,7 @@ class Target:
         containers: tuple[str, ...],
         *,
         memory_bytes: int,
+        volumes: tuple[Volume, ...] = (),
     ) -> None:
         """Makes the store that the stream fills. A repeated call keeps what has come."""
         with self._lock:
@@ -67,14 +79,20 @@ class Target:
             if existing:
                 if existing.containers != containers or existing.source != source:
                     raise Rejected(Reason.MALFORMED, "this attempt was prepared differently")
+                existing.pod.make_places()
                 return
             self._require_no_other(migration)
             key = Key(migration.uid, migration.epoch, Role.TARGET)
             former = self._journals.get(key)
             if former and former.records:
                 raise _why_over(former)
-            arriving = Arriving(self._host, migration.uid, migration.epoch, pod.ip)
-            arriving.create_store(containers, memory_bytes)
+            if volumes and pod.uid in self._host.pods.list():
+                # giving up would remove what the pod itself still uses
+                message = "the pod's volumes are on this node already"
+                raise Rejected(Reason.VOLUME_CANNOT_FOLLOW, message)
+            places = self._host.volumes.survey(volumes)
+            arriving = Arriving(self._host, migration.uid, migration.epoch, pod.ips)
+            arriving.create_store(containers, memory_bytes, places)
             journal = self._journals.open(key)
             journal.append(
                 Step.OPENED,
@@ -83,10 +101,12 @@ class Target:
                     "pod": pod.to_json(),
                     "source": source.to_json(),
                     "containers": list(containers),
+                    "places": msgspec.to_builtins(places),
                 },
             )
             session = TargetSession(migration, source, containers, journal, arriving)
             self._sessions[migration.uid, migration.epoch] = session
+            arriving.make_places()
         log.info("target prepared", **_keys(session), source=source.name)
 
     def admit(self, uid: str, epoch: int, containers: tuple[str, ...], node: str) -> StoreSink:
@@ -215,9 +235,11 @@ class Target:
         if record is None:
             return None
         migration = Migration.from_json(record.data["migration"])
-        arriving = Arriving(self._host, key.uid, key.epoch, record.data["pod"]["ip"])
+        pod = Pod.from_json(record.data["pod"])
+        arriving = Arriving(self._host, key.uid, key.epoch, pod.ips)
         expected = journal.find(Step.EXPECTED)
-        arriving.reopen(expected.data["pod"]["uid"] if expected else "")
+        places = msgspec.convert(record.data.get("places", ()), tuple[Place, ...])
+        arriving.reopen(expected.data["pod"]["uid"] if expected else "", places)
         session = TargetSession(
             migration,
             PeerNode.from_json(record.data["source"]),
@@ -331,8 +353,7 @@ class Target:
             if not runs:
                 session.pod.refuse()
             session.pod.disarm()
-            lost = session.journal.has(Step.LOST)
-            session.pod.forget(wait_for_pages=runs and not lost)
+            session.pod.forget(runs=runs, lost=session.journal.has(Step.LOST))
             session.journal.append(step)
             if migration.uid not in self._journals.live():  # else this node is its source, too
                 self._host.stores.destroy(migration.uid)

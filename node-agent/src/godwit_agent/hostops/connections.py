@@ -59,18 +59,57 @@ class HostConnections:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
-    def watch(self, ip: str) -> HeldConnections:
-        """Knows all connections of ``ip`` from now on. ``Retryable(Internal)``."""
-        host = NetnsThread(self._layout.host_netns)
-        try:
-            return HeldConnections(host, ip)
-        except OSError as error:
-            host.close()
-            raise Retryable(Reason.INTERNAL, f"connections of {ip}: {error}") from error
+    def watch(self, ips: tuple[str, ...]) -> HeldConnections:
+        """Knows all connections of ``ips`` from now on. ``Retryable(Internal)``."""
+        found: list[_OfAddress] = []
+        for ip in ips:
+            host = NetnsThread(self._layout.host_netns)
+            try:
+                found.append(_OfAddress(host, ip))
+            except (OSError, GodwitError) as error:
+                host.close()
+                HeldConnections(found).close()
+                raise Retryable(Reason.INTERNAL, f"connections of {ip}: {error}") from error
+        return HeldConnections(found)
 
 
 class HeldConnections:
-    """The real ``HeldConnections``."""
+    """The real ``HeldConnections``: of all addresses of a pod."""
+
+    def __init__(self, parts: Iterable[_OfAddress]) -> None:
+        self._parts = tuple(parts)
+
+    def renew(self) -> tuple[int, int]:
+        return _sum(part.renew() for part in self._parts)
+
+    def outgoing(self) -> tuple[Outgoing, ...]:
+        return tuple(one for part in self._parts for one in part.outgoing())
+
+    def let_go(self) -> None:
+        for part in self._parts:
+            part.let_go()
+
+    def adopt(self, connections: Iterable[Outgoing]) -> tuple[int, int]:
+        """(kept, lost); what is of no address of the pod is lost."""
+        wanted = list(connections)
+        kept, lost = _sum(part.adopt(wanted) for part in self._parts)
+        strangers = [one for one in wanted if not any(part.has(one) for part in self._parts)]
+        return kept, lost + len(strangers)
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
+def _sum(counts: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    kept = lost = 0
+    for one, other in counts:
+        kept, lost = kept + one, lost + other
+    return kept, lost
+
+
+class _OfAddress:
+    """What the node translates of one address."""
 
     def __init__(self, host: NetnsThread, ip: str) -> None:
         self._host = host
@@ -85,6 +124,8 @@ class HeldConnections:
         self._opened: dict[Entry, None] = {}
         self._ready = {entry: _messages(entry) for entry in self._list()}
         self._guarded = False
+        self._nft.run(self._chain() + self._quiet())
+        self._guarded = True
         self._hold(self._ready)
 
     def renew(self) -> tuple[int, int]:
@@ -120,11 +161,13 @@ class HeldConnections:
         for entry in self._opened:
             self._ask(deletion(self._family, entry.protocol, entry.client, entry.service))
 
+    def has(self, connection: Outgoing) -> bool:
+        return connection.client[0] == self._address.packed
+
     def adopt(self, connections: Iterable[Outgoing]) -> tuple[int, int]:
-        """Never raises, as ``renew``."""
-        wanted = list(connections)
-        ours = [one for one in wanted if one.client[0] == self._address.packed]
-        kept, lost = 0, len(wanted) - len(ours)
+        """Of its own address. Never raises, as ``renew``."""
+        ours = [one for one in connections if self.has(one)]
+        kept = lost = 0
         try:
             self._refuse_translated(ours)
         except (GodwitError, OSError):
@@ -231,6 +274,19 @@ class HeldConnections:
             f"add rule inet {self._table} pre ct state new {to} meta l4proto udp drop\n"
         )
         self._guarded = True
+
+    def _quiet(self) -> str:
+        """Between the change of the source's route and that of the target's the two nodes send a
+        packet to each other until its hop limit ends. Its sender repeats it; told of the end, it
+        would give a connection up that it is opening (tcp_v6_err, SYN_SENT). The address is the
+        destination of the packet that the message quotes (RFC 792, RFC 4443)."""
+        four = self._address.version == 4
+        kind, offset, bits = ("icmp", 8 + 16, 32) if four else ("icmpv6", 8 + 24, 128)
+        return (
+            f"add chain inet {self._table} out {{ type filter hook output priority 0; }}\n"
+            f"add rule inet {self._table} out {kind} type time-exceeded "
+            f"@th,{offset * 8},{bits} 0x{self._address.packed.hex()} drop\n"
+        )
 
     def _chain(self) -> str:
         """After the connection table (-200), before destinations are translated (-100)."""

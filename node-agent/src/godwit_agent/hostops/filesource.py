@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from godwit_agent.hostops import containerlog, pagedigest, procs
+from godwit_agent.hostops.beneath import open_directory
 from godwit_agent.hostops.containerlog import LogCopier
 from godwit_agent.hostops.filerecords import (
     CHUNK,
@@ -28,6 +29,7 @@ from godwit_agent.hostops.filerecords import (
 from godwit_agent.hostops.filetrees import source_trees
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import PodState, RoundStats
+from godwit_agent.hostops.netfiles import Unwritten
 from godwit_agent.hostops.ports import CopySink
 from godwit_api.errors import Aborted, Retryable
 from godwit_api.reasons import Reason
@@ -215,9 +217,23 @@ class HostSourceFiles:
         self._pids = tuple(one.init_pid for one in pod.containers if one.init_pid)
         self._previous_ns = 0
         self._copiers: list[tuple[str, TreeCopier | LogCopier]] = []
-        for container, tree, directory in source_trees(pod.containers):
-            with contextlib.suppress(FileNotFoundError):
-                root = os.open(layout.local(directory), _DIRECTORY)
+        try:
+            self._unwritten = Unwritten(self._pids)
+        except OSError as error:
+            raise Retryable(Reason.COPY_FAILED, f"network file system: {error}") from error
+        named = {volume.path for volume in pod.volumes}
+        for container, tree, directory in source_trees(pod):
+            try:
+                root = (
+                    open_directory(layout, directory)
+                    if directory in named
+                    else os.open(layout.local(directory), _DIRECTORY)
+                )
+            except OSError as error:
+                if directory in named or not isinstance(error, FileNotFoundError):
+                    self.close()
+                    raise Retryable(Reason.COPY_FAILED, f"{directory}: {error}") from error
+            else:
                 self._copiers.append((container, TreeCopier(tree, root)))
         for one in pod.containers:
             with contextlib.suppress(FileNotFoundError):
@@ -237,6 +253,7 @@ class HostSourceFiles:
             raise Aborted(Reason.COPY_FAILED, f"files cannot be read: {error}") from error
 
     def close(self) -> None:
+        self._unwritten.close()
         for _, copier in self._copiers:
             copier.close()
         self._copiers.clear()
@@ -257,6 +274,7 @@ class HostSourceFiles:
             copier.run(emit, mapped, cancelled)
             if isinstance(copier, TreeCopier):
                 looked_ns += copier.looked_ns
+        self._unwritten.flush()
         since = begin - self._previous_ns if self._previous_ns else 0
         self._previous_ns = begin
         took = time.monotonic_ns() - begin
@@ -279,7 +297,7 @@ class HostSourceFiles:
 def size_of(layout: Layout, pod: PodState, container: str) -> int:
     """Bytes that a copy of the container's files would read now."""
     total = 0
-    for name, _, directory in source_trees(pod.containers):
+    for name, _, directory in source_trees(pod):
         if name != container or not layout.local(directory).is_dir():
             continue
         for _, _, files, fd in os.fwalk(layout.local(directory)):

@@ -11,16 +11,17 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from godwit_agent.hostops import filerecords
+from godwit_agent.hostops.beneath import open_directory, remove
 from godwit_agent.hostops.containerlog import LogCopier
 from godwit_agent.hostops.filerecords import CHUNK, LOG, OPAQUE, UPPER, Kind, Record
 from godwit_agent.hostops.filesource import TreeCopier
-from godwit_agent.hostops.filetrees import target_trees
+from godwit_agent.hostops.filetrees import target_trees, volume_tree
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import PodState
+from godwit_agent.hostops.model import Place, PodState
 from godwit_api.errors import Aborted, Rejected
 from godwit_api.reasons import Reason
 
@@ -74,13 +75,13 @@ class TreeWriter:
             case Kind.SYMLINK:
                 if b"\0" in (target := bytes(body)):
                     raise Rejected(Reason.MALFORMED, "file record: a link to no path")
-                _remove(directory, name)
+                remove(directory, name)
                 os.symlink(target, name, dir_fd=directory)
                 os.chown(name, record.uid, record.gid, dir_fd=directory, follow_symlinks=False)
                 self._times(record, directory, name)
             case Kind.HARDLINK:
                 filerecords.check_path(bytes(body))
-                _remove(directory, name)
+                remove(directory, name)
                 with filerecords.parent(self._root, bytes(body)) as (other, old):
                     os.link(
                         old, name, src_dir_fd=other, dst_dir_fd=directory, follow_symlinks=False
@@ -90,7 +91,7 @@ class TreeWriter:
             case Kind.TIMES:
                 self._times(record, directory, name)
             case Kind.REMOVED:
-                _remove(directory, name)
+                remove(directory, name)
                 if self._raw:
                     os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
 
@@ -98,7 +99,7 @@ class TreeWriter:
         self, record: Record, body: memoryview, directory: int, name: bytes
     ) -> None:
         if record.kind is Kind.OPAQUE_DIRECTORY or not _is(stat.S_ISDIR, directory, name):
-            _remove(directory, name)
+            remove(directory, name)
             os.mkdir(name, 0o700, dir_fd=directory)
         fd = os.open(name, _DIRECTORY, dir_fd=directory)
         try:
@@ -111,7 +112,7 @@ class TreeWriter:
     def _make_file(self, record: Record, body: memoryview, directory: int, name: bytes) -> None:
         self._close_file()
         if record.number or not _is(stat.S_ISREG, directory, name):
-            _remove(directory, name)
+            remove(directory, name)
             fd = os.open(
                 name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory
             )
@@ -125,7 +126,7 @@ class TreeWriter:
             stat.S_ISFIFO(record.mode) or stat.S_ISCHR(record.mode) or stat.S_ISBLK(record.mode)
         ):
             raise Rejected(Reason.MALFORMED, "file record: no fifo and no device")
-        _remove(directory, name)
+        remove(directory, name)
         os.mknod(name, record.mode, record.number, dir_fd=directory)
         os.chown(name, record.uid, record.gid, dir_fd=directory, follow_symlinks=False)
         os.chmod(name, stat.S_IMODE(record.mode), dir_fd=directory)
@@ -160,11 +161,15 @@ class TreeWriter:
 
 
 class TargetFiles:
-    """All trees of one migration; ``staging`` names a host directory per container."""
+    """All trees of one migration; ``staging`` names a host directory per container. Volumes that
+    are the node's directories are written to their places at once."""
 
-    def __init__(self, layout: Layout, staging: Mapping[str, str]) -> None:
+    def __init__(
+        self, layout: Layout, staging: Mapping[str, str], places: Iterable[Place] = ()
+    ) -> None:
         self._layout = layout
         self._staging = staging
+        self._places = {volume_tree(place.name): place.path for place in places}
         self._writers: dict[tuple[str, str], TreeWriter] = {}
         self._bound: dict[str, Mapping[str, str]] = {}
         self._lock = threading.Lock()
@@ -195,7 +200,9 @@ class TargetFiles:
 
     def _place(self, container: str, trees: Mapping[str, str]) -> None:
         """Moves on from the staged copy to the real one."""
-        staged = [tree for name, tree in self._writers if name == container]
+        staged = [
+            tree for name, tree in self._writers if name == container and tree not in self._places
+        ]
         for tree in staged:
             self._writers.pop((container, tree)).close()
         self._bound[container] = trees
@@ -219,6 +226,9 @@ class TargetFiles:
         return writer
 
     def _open(self, container: str, tree: str) -> TreeWriter:
+        place = self._places.get(tree)
+        if place is not None:
+            return TreeWriter(open_directory(self._layout, place), raw=False)
         trees = self._bound.get(container)
         if trees is None:
             path = self._staged(container, tree)
@@ -240,22 +250,6 @@ def _is(kind: object, directory: int, name: bytes) -> bool:
     except FileNotFoundError:
         return False
     return bool(kind(mode))  # type: ignore[operator]
-
-
-def _remove(directory: int, name: bytes) -> None:
-    """Whatever is there, with all below it; nothing that is mounted there."""
-    try:
-        os.unlink(name, dir_fd=directory)
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        fd = os.open(name, _DIRECTORY, dir_fd=directory)
-        try:
-            for inner in os.listdir(fd):
-                _remove(fd, os.fsencode(inner))
-        finally:
-            os.close(fd)
-        os.rmdir(name, dir_fd=directory)
 
 
 def _punch(fd: int, offset: int, length: int) -> None:

@@ -1,12 +1,11 @@
-"""Which directories of a container are copied: its writable layer, emptyDirs, /dev/shm.
+"""Which directories of a pod are copied: writable layers, emptyDirs, /dev/shm, and the node's
+directories that the migration names.
 
 All else either comes with the image or is mounted by the kubelet again
 (secrets, config maps, network volumes).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from godwit_agent.hostops import containerlog
 from godwit_agent.hostops.filerecords import LOG, UPPER
@@ -34,18 +33,25 @@ def copied_mounts(container: Container) -> dict[str, str]:
     return found
 
 
-def source_trees(containers: Iterable[Container]) -> list[tuple[str, str, str]]:
-    """(container, tree, host directory); what containers share is listed once."""
+def source_trees(pod: PodState) -> list[tuple[str, str, str]]:
+    """(container, tree, host directory); what containers share is listed once. The node's
+    directories come with the first container."""
     found: list[tuple[str, str, str]] = []
     seen: set[str] = set()
-    for container in containers:
+    for container in pod.containers:
         if container.upper_dir:
             found.append((container.name, UPPER, container.upper_dir))
         for destination, directory in copied_mounts(container).items():
             if directory not in seen:
                 seen.add(directory)
                 found.append((container.name, destination, directory))
-    return found
+    first = pod.containers[0].name
+    return found + [(first, volume_tree(volume.name), volume.path) for volume in pod.volumes]
+
+
+def volume_tree(name: str) -> str:
+    """The tree that is a directory of the node. Mount destinations begin with a slash."""
+    return f"volume {name}"
 
 
 def target_trees(pod: PodState, container: Container) -> dict[str, str]:

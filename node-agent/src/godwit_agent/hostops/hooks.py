@@ -117,7 +117,7 @@ class HookFiles:
         pod_uid: str,
         migration: str,
         epoch: int,
-        ip: str,
+        ips: tuple[str, ...],
         slots: Mapping[str, Slot],
         plan: Plan = ONLY_RESTORED,
     ) -> None:
@@ -128,7 +128,8 @@ class HookFiles:
             {
                 "migration": migration,
                 "epoch": epoch,
-                "ip": ip,
+                "ip": ips[0] if ips else "",
+                "more_ips": ips[1:],
                 "door": True,
                 "containers": {
                     name: {

@@ -9,7 +9,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
-from godwit_agent.hostops import procs, sharedobjects, sockets, surroundings, watches
+from godwit_agent.hostops import (
+    netfiles,
+    procs,
+    sharedobjects,
+    sockets,
+    surroundings,
+    watches,
+)
 from godwit_agent.hostops.filesource import size_of
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, ContainerFacts, Inspection, Obstacle, PodState
@@ -107,7 +114,12 @@ def _state(pid: int) -> Iterator[Found]:
 
 def _files(pid: int) -> Iterator[Found]:
     queues = procs.message_queues(pid)
+    network = netfiles.mounts(procs.read(pid, "mountinfo"))
     for number, target in procs.descriptors(pid):
+        if network:
+            info = procs.read(pid, f"fdinfo/{number}")
+            for fault in netfiles.faults(target, info, network):
+                yield Reason.FILE_CANNOT_FOLLOW, fault
         about = procs.stat(pid, number)
         if about and about.st_dev in queues:
             yield Reason.FILE_CANNOT_FOLLOW, f"has the POSIX message queue {target} open"

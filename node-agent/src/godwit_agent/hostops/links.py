@@ -12,6 +12,7 @@ from godwit_agent.hostops.netns import NetnsThread
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
 
+_GLOBAL = 0  # RT_SCOPE_UNIVERSE, linux/rtnetlink.h
 _INTERFACE = "eth0"  # the CNI specification's name for the pod's interface under Kubernetes
 
 
@@ -43,7 +44,9 @@ def _inside() -> tuple[str, int, tuple[str, ...]] | None:
             return None
         addresses = tuple(
             str(address.get_attr("IFA_ADDRESS"))
-            for address in netlink.get_addr(family=socket.AF_INET, index=found["index"])
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for address in netlink.get_addr(family=family, index=found["index"])
+            if address["scope"] == _GLOBAL
         )
         return str(found.get_attr("IFLA_ADDRESS")), int(found.get_attr("IFLA_LINK")), addresses
 

@@ -93,8 +93,33 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume that is a directory of the node, copied to the same path of the target."""
+
+    name: str
+    path: HostPath
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a ``Volume`` arrives, and what was there before.
+
+    ``made``: the topmost directory that has to be made for it. None: there was an empty directory,
+    whose mode and owner the others are.
+    """
+
+    name: str
+    path: HostPath
+    made: HostPath | None
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PodState:
-    """A pod that runs here, found again at any time by its UID."""
+    """A pod that runs here, found again at any time by its UID. ``volumes``: those of its node's
+    directories that shall go along."""
 
     uid: str
     namespace: str
@@ -102,6 +127,7 @@ class PodState:
     sandbox: Sandbox
     containers: tuple[Container, ...]
     link: Link | None
+    volumes: tuple[Volume, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,18 @@ FREEZE_TABLE = "godwit_freeze"
 HANDSHAKE_TABLE = "godwit_handshake"
 
 
+# The kernel's answers to whoever asks for the pod's link address. ARP is in no such table; without
+# these a router would hear nothing for the time of the freeze, and ask again only a second later.
+_NEIGHBOURS = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"
+
+
 def _closed(table: str, priority: int) -> str:
     chains = "".join(
         f"add chain inet {table} {hook} {{ type filter hook {hook} priority {priority}; "
         f"policy drop; }}\n"
         f"add rule inet {table} {hook} meta mark {CRIU_MARK:#x} accept\n"
         f'add rule inet {table} {hook} {side} "lo" accept\n'
+        f"add rule inet {table} {hook} {_NEIGHBOURS} accept\n"
         for hook, side in (("input", "iifname"), ("output", "oifname"))
     )
     return f"add table inet {table}\n{chains}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from godwit_api.errors import GodwitError, Rejected
 from godwit_api.reasons import Reason
 
 _PREFIX = "io.kubernetes.cri."
+_STEP_S = 0.01
 _UPPER = re.compile(r"(?:^|,)upperdir=((?:[^,\\]|\\.)*)")
 
 
@@ -62,6 +64,18 @@ class HostPods:
             containers=tuple(sorted(containers, key=lambda one: one.name)),
             link=link,
         )
+
+    def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
+        """containerd removes a task's bundle after its shim has forgotten it (shimTask.delete,
+        core/runtime/v2/shim.go, v2.1). Under CRI-O there is none."""
+        tasks = self._layout.local(self._layout.tasks_dir)
+        bundles = [tasks / identifier for identifier in container_ids]
+        deadline = time.monotonic() + timeout_s
+        while any(bundle.exists() for bundle in bundles):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_STEP_S)
+        return True
 
     def _sandbox(
         self, found: Iterable[tuple[str, dict[str, Any]]]
@@ -146,7 +160,7 @@ class HostPods:
         for line in procs.lines(self._layout.host_pid, "mountinfo"):
             left, _, right = line.partition(" - ")
             if right.startswith("overlay ") and (match := _UPPER.search(right.split()[2])):
-                found[_unescape(left.split()[4])] = _unescape(match[1])
+                found[procs.unescape(left.split()[4])] = procs.unescape(match[1])
         return found
 
     def _json(self, path: str) -> dict[str, Any] | None:
@@ -170,8 +184,3 @@ def _mount(entry: dict[str, Any]) -> Mount:
         kind="bind" if bind else str(entry.get("type", "")),
         read_only="ro" in options,
     )
-
-
-def _unescape(text: str) -> str:
-    r"""``\040`` and the like of mountinfo, proc_pid_mountinfo(5)."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -22,9 +22,11 @@ from godwit_agent.hostops.model import (
     HostRoute,
     Inspection,
     NodeFacts,
+    Obstacle,
     Outgoing,
     Packet,
     Piece,
+    Place,
     Plan,
     PodState,
     Restored,
@@ -33,6 +35,7 @@ from godwit_agent.hostops.model import (
     Slot,
     StoreTotals,
     SuccessorNetwork,
+    Volume,
 )
 
 T = TypeVar("T")
@@ -58,6 +61,9 @@ class Pods(Protocol):
 
     def list(self) -> tuple[str, ...]:
         """UIDs of all pods with a sandbox here."""
+
+    def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
+        """Whether the runtime has done with containers whose processes have ended."""
 
 
 class Inspector(Protocol):
@@ -152,7 +158,7 @@ class FrozenMemory(Protocol):
 
 
 class SourceFiles(Protocol):
-    """Overlay upper directory, emptyDir and /dev/shm of a pod."""
+    """Overlay upper directory, emptyDir, /dev/shm and ``PodState.volumes`` of a pod."""
 
     def round(
         self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False
@@ -305,9 +311,14 @@ class Stores(Protocol):
     def create_source(self, migration_uid: str) -> None: ...
 
     def create_target(
-        self, migration_uid: str, containers: tuple[str, ...], memory_bytes: int
+        self,
+        migration_uid: str,
+        containers: tuple[str, ...],
+        memory_bytes: int,
+        places: tuple[Place, ...] = (),
     ) -> TargetStore:
-        """Fresh; what a former epoch left is removed. ``Rejected(NotEnoughMemory)``."""
+        """Fresh; what a former epoch left is removed. Files of volumes go to their ``places`` at
+        once. ``Rejected(NotEnoughMemory)``."""
 
     def open_target(self, migration_uid: str) -> TargetStore | None:
         """After a restart of the agent: only ``slots``, ``missing``, ``drained`` and ``destroy``
@@ -320,6 +331,25 @@ class Stores(Protocol):
         """Everything, target's daemons included."""
 
     def list(self) -> tuple[str, ...]: ...
+
+
+class Volumes(Protocol):
+    """Directories of this node that are volumes of a pod."""
+
+    def leaving(self, volumes: Iterable[Volume]) -> tuple[Obstacle, ...]:
+        """What keeps them from being copied from here."""
+
+    def arriving(self, volumes: Iterable[Volume]) -> tuple[Obstacle, ...]:
+        """What keeps them from being copied to here: above all, that something is there."""
+
+    def survey(self, volumes: Iterable[Volume]) -> tuple[Place, ...]:
+        """How it is there now. ``Rejected(VolumeCannotFollow)`` as ``arriving``."""
+
+    def make(self, places: Iterable[Place]) -> None:
+        """The directories. ``Aborted(CopyFailed)``."""
+
+    def remove(self, places: Iterable[Place]) -> None:
+        """As it was before ``make``, empty. ``Retryable(CopyFailed)``."""
 
 
 class Restores(Protocol):
@@ -365,10 +395,12 @@ class Hooks(Protocol):
         pod_uid: str,
         migration: str,
         epoch: int,
-        ip: str,
+        ips: tuple[str, ...],
         slots: Mapping[str, Slot],
         plan: Plan = ...,
-    ) -> None: ...
+    ) -> None:
+        """``ips``: the addresses it gets, one of a family; none: it keeps the native ones."""
+
     def unexpect(self, pod_uid: str) -> None: ...
     def expected(self) -> Mapping[str, str]:
         """Pod UID to migration UID."""
@@ -436,7 +468,7 @@ class Addresses(Protocol):
 
 
 class HeldConnections(Protocol):
-    """What this node translates of one address."""
+    """What this node translates of the addresses of one pod."""
 
     def renew(self) -> tuple[int, int]:
         """In the freeze, before packets flow again: connections outlive the change of route and
@@ -458,7 +490,7 @@ class HeldConnections(Protocol):
 class Connections(Protocol):
     """This node's connection table (conntrack)."""
 
-    def watch(self, ip: str) -> HeldConnections:
+    def watch(self, ips: tuple[str, ...]) -> HeldConnections:
         """Before the freeze. ``Retryable(Internal)``."""
 
 
@@ -474,6 +506,7 @@ class Host:
     copies: Copies
     dumps: Dumps
     stores: Stores
+    volumes: Volumes
     restores: Restores
     hooks: Hooks
     networks: Networks

@@ -35,6 +35,11 @@ class Mapping:
         return name in ("", "[heap]", "[stack]") or name.startswith("[anon")
 
 
+def unescape(text: str) -> str:
+    r"""``\040`` and the like of mountinfo, proc_pid_mountinfo(5)."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
 def read(pid: int, name: str) -> str:
     try:
         # no text mode: it would take a "\r" in a name for the end of a line

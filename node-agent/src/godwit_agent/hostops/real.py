@@ -23,6 +23,7 @@ from godwit_agent.hostops.restore import HostRestores
 from godwit_agent.hostops.routes import HostRoutes
 from godwit_agent.hostops.store import HostStores
 from godwit_agent.hostops.throttle import HostThrottles
+from godwit_agent.hostops.volumes import HostVolumes
 
 
 def real_host(config: Config) -> Host:
@@ -42,6 +43,7 @@ def real_host(config: Config) -> Host:
         copies=HostCopies(layout),
         dumps=HostDumps(layout, hooks),
         stores=HostStores(layout),
+        volumes=HostVolumes(layout),
         restores=HostRestores(layout, hooks),
         hooks=hooks,
         networks=HostNetworks(layout),

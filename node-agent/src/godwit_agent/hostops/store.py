@@ -17,7 +17,7 @@ from godwit_agent.hostops.gate import Gate
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.memory import BOOTSTRAP_TREE
 from godwit_agent.hostops.missing import HostMissing
-from godwit_agent.hostops.model import HostPath, PodState, Slot, StoreTotals
+from godwit_agent.hostops.model import HostPath, Place, PodState, Slot, StoreTotals
 from godwit_agent.hostops.pagedaemon import PageDaemon
 from godwit_agent.hostops.pagestore import PageStore
 from godwit_agent.hostops.sharedmemory import SHARED
@@ -71,7 +71,13 @@ class _Part:
 class HostTargetStore:
     """The real ``TargetStore``."""
 
-    def __init__(self, layout: Layout, uid: str, containers: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        uid: str,
+        containers: tuple[str, ...],
+        places: tuple[Place, ...] = (),
+    ) -> None:
         self._layout = layout
         base = f"{layout.store_dir}/{uid}/target"
         self._base = layout.local(base)
@@ -87,7 +93,7 @@ class HostTargetStore:
             )
             for name in containers
         }
-        self._files = TargetFiles(layout, {n: f"{base}/{n}/files" for n in containers})
+        self._files = TargetFiles(layout, {n: f"{base}/{n}/files" for n in containers}, places)
         self._missing: HostMissing | None = None
 
     def make(self) -> None:
@@ -252,7 +258,11 @@ class HostStores:
         (self._base / migration_uid / "source").mkdir(mode=0o700, exist_ok=True)
 
     def create_target(
-        self, migration_uid: str, containers: tuple[str, ...], memory_bytes: int
+        self,
+        migration_uid: str,
+        containers: tuple[str, ...],
+        memory_bytes: int,
+        places: tuple[Place, ...] = (),
     ) -> HostTargetStore:
         if not containers or not all(_CONTAINER.match(name) for name in containers):
             raise Rejected(Reason.MALFORMED, f"container names {containers}")
@@ -265,7 +275,7 @@ class HostStores:
         former = self.open_target(migration_uid)
         if former is not None:
             former.destroy()
-        store = HostTargetStore(self._layout, migration_uid, containers)
+        store = HostTargetStore(self._layout, migration_uid, containers, places)
         store.make()
         return store
 

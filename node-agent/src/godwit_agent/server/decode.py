@@ -7,7 +7,7 @@ import itertools
 import re
 
 from godwit_agent.app.model import CopyPolicy, Migration, MovedAddress, PeerNode, Pod
-from godwit_agent.hostops.model import NodeFacts, Outgoing, Piece, Plan, Tracking
+from godwit_agent.hostops.model import HostPath, NodeFacts, Outgoing, Piece, Plan, Tracking, Volume
 from godwit_api.errors import Rejected
 from godwit_api.objectstores import Store, faults
 from godwit_api.pb import agent_pb2 as pb
@@ -24,6 +24,9 @@ _MAX_FEATURES = 2000
 _MAX_COMMAND_BYTES = 1 << 20
 _MAX_CONNECTIONS = 65_536
 _MAX_TCP_BYTES = 64
+_MAX_MORE = 8
+_MAX_VOLUMES = 64
+_MAX_PATH = 4096
 _MAX_TIMEOUT_S = 432_000  # nf_conntrack_tcp_timeout_established
 
 
@@ -57,10 +60,15 @@ def label(value: str, field: str) -> str:
 
 def ip(value: str, field: str) -> str:
     try:
-        address = ipaddress.IPv4Address(value)
+        address = ipaddress.ip_address(value)
     except ValueError:
-        raise _bad(f"{field} is no IPv4 address") from None
-    unusable = address.is_unspecified or address.is_multicast or address.is_loopback
+        raise _bad(f"{field} is no IP address") from None
+    unusable = (
+        address.is_unspecified
+        or address.is_multicast
+        or address.is_loopback
+        or (address.version == 6 and (address.is_link_local or "%" in value))
+    )
     if unusable and not (field.endswith("address") and address.is_loopback):
         raise _bad(f"{field} is no address of a pod or node")
     return str(address)
@@ -104,8 +112,15 @@ def pod(ref: pb.PodRef) -> Pod:
         label(ref.namespace, "pod.namespace"),
         name(ref.name, "pod.name"),
         uid(ref.uid, "pod.uid"),
-        ip(ref.ip, "pod.ip"),
+        *_ips(ref),
     )
+
+
+def _ips(ref: pb.PodRef) -> tuple[str, tuple[str, ...]]:
+    first, more = ip(ref.ip, "pod.ip"), tuple(ip(one, "pod.more_ips") for one in ref.more_ips)
+    if len(more) > 1 or any((":" in one) == (":" in first) for one in more):
+        raise _bad("pod.more_ips is more than one address of the other family")
+    return first, more
 
 
 def peer(node: pb.PeerNode, field: str) -> PeerNode:
@@ -117,6 +132,7 @@ def peer(node: pb.PeerNode, field: str) -> PeerNode:
         ip(node.address, f"{field}.address"),
         node.control_port,
         node.transfer_port,
+        tuple(ip(one, f"{field}.more_address") for one in node.more_addresses[:_MAX_MORE]),
     )
 
 
@@ -125,6 +141,25 @@ def containers(names: list[str]) -> tuple[str, ...]:
     if not 0 < len(result) <= _MAX_CONTAINERS or len(set(result)) != len(result):
         raise _bad("containers are none, too many or repeated")
     return result
+
+
+def volumes(values: list[pb.CopiedVolume]) -> tuple[Volume, ...]:
+    """Directories of a node: absolute, as written by somebody who means them, none in another."""
+    found = tuple(Volume(label(v.name, "volumes.name"), _path(v.path)) for v in values)
+    if len(found) > _MAX_VOLUMES or len({one.name for one in found}) != len(found):
+        raise _bad("volumes are too many or repeated")
+    for one in found:
+        if any(f"{other.path}/".startswith(f"{one.path}/") for other in found if other is not one):
+            raise _bad(f"volumes.path {one.path} is part of another volume")
+    return found
+
+
+def _path(value: str) -> HostPath:
+    parts = value.split("/")
+    good = len(value) <= _MAX_PATH and "\0" not in value and len(parts) > 1 and parts[0] == ""
+    if not good or any(part in ("", ".", "..") for part in parts[1:]):
+        raise _bad(f"volumes.path {value!r} is no plain absolute path")
+    return HostPath(value)
 
 
 def addresses(values: list[pb.MovedAddress]) -> tuple[MovedAddress, ...]:

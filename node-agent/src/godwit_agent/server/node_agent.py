@@ -33,7 +33,8 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
     ) -> pb.CheckSourceResponse:
         def work(_: float) -> pb.CheckSourceResponse:
             migration, pod = decode.migration(request.migration), decode.pod(request.pod)
-            found = self._agent.source.check(migration, pod)
+            volumes = decode.volumes(list(request.volumes))
+            found = self._agent.source.check(migration, pod, volumes)
             return encode.inspection(found, self._agent.node_facts())
 
         return _serve(context, "CheckSource", work)
@@ -47,6 +48,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
                 decode.migration(request.migration),
                 decode.peer(request.source, "source"),
                 decode.node_report(request.source_report),
+                decode.volumes(list(request.volumes)),
             )
             return pb.CheckTargetResponse(obstacles=map(encode.obstacle, obstacles))
 
@@ -62,6 +64,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
                 decode.peer(request.source, "source"),
                 decode.containers(list(request.containers)),
                 memory_bytes=decode.size(request.memory_bytes, "memory_bytes"),
+                volumes=decode.volumes(list(request.volumes)),
             )
             return pb.PrepareTargetResponse()
 
@@ -82,6 +85,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
                 decode.copy_policy(request),
                 deadline=until,
                 active=context.is_active,
+                volumes=decode.volumes(list(request.volumes)),
             )
             yield from map(encode.copy_progress, progress)
 

@@ -1,0 +1,110 @@
+"""Volumes that are directories of the node go along when the migration names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e.moving import exec_in, many, report
+from e2e.support import Scene
+from e2e.test_databases import crash
+from lab import workloads
+
+_REDIS = (
+    "redis-server", "--bind", "0.0.0.0", "--protected-mode", "no",
+    "--dir", "/data", "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+)  # fmt: skip
+
+
+@pytest.fixture
+def claimed(scene: Scene) -> Iterator[str]:
+    """Name of a claim that is bound to a hostPath PersistentVolume."""
+    name = scene.namespace
+    size = {"storage": "1Gi"}
+    modes = ["ReadWriteOnce"]
+    scene.cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name},
+            "spec": {
+                "capacity": size, "accessModes": modes, "storageClassName": "",
+                "hostPath": {"path": f"/srv/{name}/claimed", "type": "DirectoryOrCreate"},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "claimed", "namespace": name},
+            "spec": {
+                "resources": {"requests": size}, "accessModes": modes,
+                "storageClassName": "", "volumeName": name,
+            },
+        },
+    )  # fmt: skip
+    yield "claimed"
+    scene.cluster.kubectl("delete", "pods,podmigrations", "--all", "-n", name, "--timeout=120s")
+    scene.cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
+    for node in scene.nodes:
+        scene.cluster.node_exec(node, "rm", "-rf", f"/srv/{name}")
+
+
+def _there(scene: Scene, node: str) -> str:
+    """All that is in the directories of a node."""
+    return str(scene.cluster.node_exec(node, "find", "/srv", "-path", f"/srv/{scene.namespace}*"))
+
+
+def _refusals(status: dict[str, Any]) -> list[str]:
+    assert status["phase"] == "Rejected", status
+    return [item["message"] for item in status["obstacles"]]
+
+
+@pytest.mark.support
+def test_redis_on_directories_of_its_node(scene: Scene, claimed: str) -> None:
+    """Every INCR that was answered is in the file, after a move and a kill on the target."""
+    first, second = scene.nodes[0], scene.nodes[1]
+    base = f"/srv/{scene.namespace}"
+    volumes = {
+        "/data": {"hostPath": {"path": f"{base}/data", "type": "DirectoryOrCreate"}},
+        "/claimed": {"persistentVolumeClaim": {"claimName": claimed}},
+    }
+    scene.cluster.apply(
+        workloads.pod(
+            "server", scene.namespace, scene.cluster.workload_image("servers"), node=first,
+            port=6379, command=list(_REDIS), volumes=volumes,
+        )
+    )  # fmt: skip
+    scene.cluster.wait_ready("server", scene.namespace)
+    exec_in(scene, "server", "sh", "-c", "echo kept > /claimed/note; ln -s /etc/shadow /claimed/l")
+
+    told = _refusals(scene.migrate("server", second))
+    assert [text for text in told if "v0" in text and "spec.copyVolumes" in text], told
+    assert [text for text in told if "v1" in text and "spec.copyVolumes" in text], told
+
+    address = str(scene.pod("server")["status"]["podIP"])
+    using = many(scene, "redis", address, 6379, 50)
+    names = ["v0", "v1"]
+    tried = scene.must_succeed("server", second, dryRun=True, copyVolumes=names)
+    assert tried["predictedFreezeMilliseconds"] > 0
+    assert _there(scene, second) == ""
+    moves = [scene.must_succeed("server", second, copyVolumes=names)]
+    assert f"{base}/claimed/note" in _there(scene, second)
+    seen = report(using)
+    assert seen["error"] is None, seen
+
+    crash(scene, "server", second)
+    wanted = [str(-(-answers // 3)) for answers in seen["each"]]
+    keys = [f"n:c{number}" for number in range(len(wanted))]
+    assert exec_in(scene, "server", "redis-cli", "mget", *keys).split() == wanted
+    assert exec_in(scene, "server", "cat", "/claimed/note") == "kept\n"
+    assert exec_in(scene, "server", "readlink", "/claimed/l") == "/etc/shadow\n"
+
+    # what it has left behind is a person's to remove
+    told = _refusals(scene.migrate("server", first, copyVolumes=names))
+    assert [text for text in told if f"{base}/data of the target is not empty" in text], told
+    scene.cluster.node_exec(first, "rm", "-rf", base)
+    moves.append(scene.must_succeed("server", first, copyVolumes=names))
+    assert exec_in(scene, "server", "redis-cli", "mget", *keys).split() == wanted
+    scene.record("Redis on hostPath and a claim of it, 50 connections", moves, seen["worst_ms"])
