@@ -57,6 +57,7 @@ support: venv  ## Tests of real software; writes docs/support.md from what they 
 	rm -f tests/e2e/results/support.jsonl
 	mkdir -p tests/e2e/results
 	GODWIT_SUPPORT_RESULTS=$(CURDIR)/tests/e2e/results/support.jsonl $(BIN)/pytest -q -m support tests/e2e
+	$(BIN)/python -m lab.beside $(CURDIR)/tests/e2e/results/support.jsonl
 	$(BIN)/python -m lab.support
 
 demo: venv  ## Watch a live pod move there and back

@@ -16,6 +16,7 @@ _PROC = Path("/proc")
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 _UNIFIED = Path("/sys/fs/cgroup")
 _EVERY_S = 0.03
+_PF_EXITING, _SIGKILL = 0x4, 1 << 8
 _FEWEST = 10  # samples of the source before anything happens
 
 
@@ -75,8 +76,12 @@ class Copies:
                     continue
                 freezer, unified = cgroup_of((directory / "cgroup").read_text())
                 node = node_of(freezer or unified, self.testbed)
-                state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
-                if node and state not in "TtZX" and not _frozen(freezer, unified):
+                # in this order: what was thawed to be killed is dying when it is looked at then
+                if (
+                    node
+                    and not _frozen(freezer, unified)
+                    and alive((directory / "stat").read_text(), (directory / "status").read_text())
+                ):
                     found.add(node)
         return found
 
@@ -91,10 +96,20 @@ class Copies:
         return [where for where, _ in groupby(one for one in self.seen if one)]
 
 
+def alive(stat: str, status: str) -> bool:
+    """Whether a process of ``/proc/<pid>/stat`` and ``status`` may run its own code: it is neither
+    stopped nor ended, does not end (PF_EXITING, linux/sched.h) and has not been killed."""
+    words = stat.rpartition(")")[2].split()
+    killed = any(
+        int(line.split()[1], 16) & _SIGKILL
+        for line in status.splitlines()
+        if line.startswith(("SigPnd:", "ShdPnd:"))
+    )
+    return words[0] not in "TtZX" and not int(words[6]) & _PF_EXITING and not killed
+
+
 def _frozen(freezer: str, unified: str) -> bool:
-    with contextlib.suppress(OSError):
-        if freezer:
-            return (_FREEZER / freezer.strip("/") / "freezer.state").read_text().strip() != "THAWED"
-        events = (_UNIFIED / unified.strip("/") / "cgroup.events").read_text()
-        return "frozen 1" in events
-    return False
+    """Raises ``OSError`` when the cgroup has gone, and with it its processes."""
+    if freezer:
+        return (_FREEZER / freezer.strip("/") / "freezer.state").read_text().strip() != "THAWED"
+    return "frozen 1" in (_UNIFIED / unified.strip("/") / "cgroup.events").read_text()

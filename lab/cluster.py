@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,29 @@ class Cluster:
         """Remove the testbed."""
         self._show("down")
         self._built.clear()
+
+    def reboot(self) -> None:
+        """Cut the power of all nodes and start them; return when Godwit runs again on them."""
+        begin = datetime.now(UTC)
+        self._show("reboot")
+        end = time.monotonic() + 180
+        while waits := [
+            f"{pod['metadata']['name']}: {status['state']}"
+            for pod in self.list("pods", SYSTEM_NAMESPACE)
+            for status in pod["status"]["containerStatuses"]
+            # What is said of a container may be from before.
+            if not status["ready"]
+            or datetime.fromisoformat(status["state"]["running"]["startedAt"]) < begin
+        ]:
+            if time.monotonic() > end:
+                raise CommandFailed(f"after the reboot: {waits}")
+            time.sleep(0.5)
+        for node in self.ready_nodes():
+            # An agent is ready before it has its certificate; then it listens (port 9460).
+            while self.node_exec(node, "ss", "-Hltn", "sport = :9460", check=False) == "":
+                if time.monotonic() > end:
+                    raise CommandFailed(f"after the reboot the agent of {node} does not listen")
+                time.sleep(0.5)
 
     def _show(self, *words: str) -> None:
         if subprocess.run(self.argv(*words), check=False).returncode:

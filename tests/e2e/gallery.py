@@ -58,7 +58,7 @@ SPECS: dict[str, Change] = {
         }
     ),
     "PreStopHTTPHook": _container(lifecycle={"preStop": {"httpGet": {"port": 6379}}}),
-    "Terminal": _container(tty=True, stdin=True),
+    "Terminal": _container(stdin=True, stdinOnce=True),
     "HostPort": _container(ports=[{"containerPort": 6379, "hostPort": 16379}]),
     "VolumeCannotFollow": _host_path,
     "PodFinalizers": lambda pod: pod["metadata"].update(finalizers=["godwit.io/test"]),

@@ -10,6 +10,7 @@ from typing import Any
 from e2e.support import Scene
 from lab import workloads
 from lab.cluster import ROOT
+from lab.software import Software
 
 CLIENTS = ROOT / "lab" / "servers"
 # The container runtime's filter refuses io_uring, which Node.js uses where it can; without it
@@ -28,6 +29,22 @@ def start(scene: Scene, image: str, port: int | None, *command: str, **container
     )  # fmt: skip
     scene.cluster.wait_ready("server", scene.namespace)
     return str(scene.pod("server")["status"]["podIP"])
+
+
+def start_it(scene: Scene, software: Software, **container: Any) -> str:
+    """Address of a pod ``server`` that runs it."""
+    environment = [{"name": name, "value": value} for name, value in software.environment]
+    return start(
+        scene, software.image, None if "readinessProbe" in container else software.port or None,
+        *software.command, env=environment, **container,
+    )  # fmt: skip
+
+
+def use(scene: Scene, software: Software, address: str) -> subprocess.Popen[str]:
+    """Its client, outside the cluster."""
+    script, *words = software.client
+    place = (address, str(software.port))
+    return client(scene, str(CLIENTS / script), *words, *place, *software.more)
 
 
 def exec_in(scene: Scene, pod: str, *command: str) -> str:
@@ -53,16 +70,6 @@ def await_ready(command: list[str]) -> subprocess.Popen[str]:
     assert running.stdout
     assert running.stdout.readline().strip() == "ready"
     return running
-
-
-def many(
-    scene: Scene, protocol: str, address: str, port: int, connections: int, *more: str
-) -> subprocess.Popen[str]:
-    """lab/servers/many.py outside the cluster."""
-    script = str(CLIENTS / "many.py")
-    return client(
-        scene, script, protocol, address, str(port), "--connections", str(connections), *more
-    )
 
 
 def report(running: subprocess.Popen[str]) -> dict[str, Any]:

@@ -108,16 +108,18 @@ class Scene:
         assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
         return status
 
-    def record(self, workload: str, moves: list[dict[str, Any]], gap_ms: float) -> None:
+    def record(
+        self, workload: str, moves: list[dict[str, Any]], gap_ms: float | None = None
+    ) -> None:
         """One line a move for docs/support.md, when ``GODWIT_SUPPORT_RESULTS`` names a file.
 
-        ``gap_ms``: the longest wait that a client saw in all of the moves.
+        ``gap_ms``: the longest wait that a client saw in all of the moves, where there is one.
         """
         for status in moves:
             self.note(
                 workload=workload,
                 freeze_ms=status["freezeMilliseconds"],
-                gap_ms=round(gap_ms, 1),
+                gap_ms=None if gap_ms is None else round(gap_ms, 1),
                 bytes=status["transferredBytes"],
             )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import subprocess
@@ -15,78 +14,25 @@ from typing import Any
 
 import pytest
 
+from e2e import archives as kept
+from e2e.archives import DIRECTORY, KEY
+from e2e.archives import KEYS as _KEYS
+from e2e.archives import ask as _ask
+from e2e.archives import carry as _carry
+from e2e.archives import done as _done
+from e2e.archives import key as _key
 from e2e.support import Scene
 from fakes.authority import Authority
 from godwit_agent.archive import __main__ as archive_command
 from godwit_testbed import build
 from lab import workloads
-from lab.cluster import LAB_IMAGE, SYSTEM_NAMESPACE, Cluster
+from lab.cluster import LAB_IMAGE, SYSTEM_NAMESPACE
 from lab.objectstore import BUCKET, PREFIX, USER, Certificate, Server
 
-KEY = "godwit-e2e-key"
 STORE = "godwit-e2e-store"
 _ASPECTS = ("--ps-tree-cmd", "--ps-tree-env", "--files", "--sockets", "--mounts", "--metadata")
-_KEYS: dict[str, bytes] = {}
-DIRECTORY = "/var/lib/godwit/checkpoints"
 
-
-@contextlib.contextmanager
-def _key(cluster: Cluster, name: str, data: bytes) -> Iterator[None]:
-    _KEYS[name] = data
-    cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": name, "namespace": SYSTEM_NAMESPACE},
-            "type": "godwit.io/checkpoint-key",
-            "data": {"key": base64.b64encode(data).decode()},
-        }
-    )
-    try:
-        yield
-    finally:
-        cluster.kubectl("delete", "secret", name, "-n", SYSTEM_NAMESPACE)
-
-
-@pytest.fixture
-def archives(scene: Scene) -> Iterator[Scene]:
-    """A key, and no archives afterwards."""
-    with _key(scene.cluster, KEY, os.urandom(32)):
-        yield scene
-    for node in scene.nodes:
-        scene.cluster.node_exec(node, "rm", "-rf", f"{DIRECTORY}/{scene.namespace}")
-
-
-def _ask(scene: Scene, kind: str, name: str, **spec: Any) -> dict[str, Any]:
-    """Make the object, await its end, and return its status."""
-    scene.cluster.apply(
-        {
-            "apiVersion": "godwit.io/v1alpha1",
-            "kind": kind,
-            "metadata": {"name": name, "namespace": scene.namespace},
-            "spec": {"keySecretName": KEY, **spec},
-        }
-    )
-    end = time.monotonic() + 240
-    while True:
-        status = scene.cluster.get(kind.lower(), name, scene.namespace).get("status", {})
-        if status.get("phase") in ("Succeeded", "Rejected", "Failed"):
-            return dict(status)
-        assert time.monotonic() < end, status
-        time.sleep(0.5)
-
-
-def _done(status: dict[str, Any]) -> dict[str, Any]:
-    assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
-    return status
-
-
-def _carry(scene: Scene, name: str, source: str, target: str) -> None:
-    """What an administrator without a shared file system does."""
-    path = f"{DIRECTORY}/{scene.namespace}/{name}.godwit"
-    text = scene.cluster.node_exec(source, "base64", "-w0", path)
-    script = f"mkdir -p {DIRECTORY}/{scene.namespace} && base64 -d > {path}"
-    scene.cluster.run("node", "exec", target, "--", "sh", "-c", script, stdin=text)
+archives = pytest.fixture(kept.archives)
 
 
 @pytest.fixture

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 
 from e2e.moving import (
+    FILTERED,
+    client_in,
     exec_in,
-    many,
     report,
     start,
+    start_it,
     there_and_back,
+    use,
 )
 from e2e.support import Scene
 from lab import workloads
+from lab.software import MARIADB, MEMCACHED, POSTGRESQL, REDIS
 
 pytestmark = pytest.mark.support
 _BIN = "/usr/lib/postgresql/current/bin"
@@ -42,7 +46,7 @@ def test_postgresql_under_pgbench(scene: Scene) -> None:
         workloads.pod(
             "postgres", scene.namespace, image, node=scene.nodes[0], port=5432,
             volumes={"/data": {"emptyDir": {}}, "/dev/shm": {"emptyDir": {"medium": "Memory"}}},
-            command=["start-postgres", "-c", "shared_buffers=64MB"],
+            command=list(POSTGRESQL.command),
         ),
     )  # fmt: skip
     for name in ("client", "postgres"):
@@ -89,16 +93,43 @@ def test_postgresql_under_pgbench(scene: Scene) -> None:
         scene, "postgres", *psql, "select sum(checksum_failures) from pg_stat_database"
     )
     assert faults.strip() == "0"
-    scene.record("PostgreSQL 18, pgbench with 8 clients", moves, int(longest) / 1e3)
+    scene.record(POSTGRESQL.row, moves, int(longest) / 1e3)
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "words"),
+    [
+        ("RuntimeDefault", FILTERED, ()),
+        ("innodb_use_native_aio=0", {}, ("--innodb-use-native-aio=0",)),
+    ],
+)
+def test_mariadb_under_transfers(
+    scene: Scene, how: str, options: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    """8 connections, three moves: its tables are what the clients' ledgers say.
+
+    Without one of the two MariaDB uses io_uring, which is refused.
+    """
+    image = scene.cluster.workload_image("databases")
+    scene.cluster.apply(client_pod(scene, image))
+    scene.cluster.wait_ready("client", scene.namespace)
+    address = start(scene, "databases", MARIADB.port, *MARIADB.command, *words, **options)
+    using = client_in(scene, "client", "python3", "/lab/transfers.py", address)
+    moves = there_and_back(scene)
+    moves.append(scene.must_succeed("server", scene.nodes[1]))
+    seen = report(using)
+    assert seen["errors"] == [], seen
+    assert seen["committed"] > 100
+    assert seen["differences"] == 0, seen
+    sql = ("mariadb", "--socket=/data/socket", "-N", "-e")
+    checked = exec_in(scene, "server", *sql, "check table bench.account, bench.history extended")
+    assert [line.split("\t")[-1] for line in checked.splitlines()] == ["OK", "OK"], checked
+    scene.record(f"{MARIADB.row} ({how})", moves, seen["worst_ms"])
 
 
 def test_redis_has_all_in_its_append_only_file(scene: Scene) -> None:
     """Moved there, killed, started again on its file: every INCR that was answered is in it."""
-    address = start(
-        scene, "servers", 6379, "redis-server", "--bind", "0.0.0.0", "--protected-mode", "no",
-        "--dir", "/data", "--save", "", "--appendonly", "yes", "--appendfsync", "always",
-    )  # fmt: skip
-    using = many(scene, "redis", address, 6379, 50)
+    using = use(scene, REDIS, start_it(scene, REDIS))
     moves = there_and_back(scene)
     moves.append(scene.must_succeed("server", scene.nodes[1]))
     seen = report(using)
@@ -107,7 +138,7 @@ def test_redis_has_all_in_its_append_only_file(scene: Scene) -> None:
     wanted = [str(-(-answers // 3)) for answers in seen["each"]]
     keys = [f"n:c{number}" for number in range(len(wanted))]
     assert exec_in(scene, "server", "redis-cli", "mget", *keys).split() == wanted
-    scene.record("Redis, append-only file, 50 connections", moves, seen["worst_ms"])
+    scene.record(REDIS.row, moves, seen["worst_ms"])
 
 
 def crash(scene: Scene, pod: str, node: str) -> None:
@@ -126,10 +157,9 @@ def crash(scene: Scene, pod: str, node: str) -> None:
 
 
 def test_memcached_keeps_every_item(scene: Scene) -> None:
-    address = start(scene, "servers", 11211, "memcached", "-u", "nobody", "-l", "0.0.0.0")
-    using = many(scene, "memcached", address, 11211, 100)
+    using = use(scene, MEMCACHED, start_it(scene, MEMCACHED))
     moves = there_and_back(scene)
     seen = report(using)
     assert seen["error"] is None, seen
     assert min(seen["each"]) > 4
-    scene.record("memcached, 100 connections", moves, seen["worst_ms"])
+    scene.record(MEMCACHED.row, moves, seen["worst_ms"])

@@ -6,32 +6,22 @@ from typing import Any
 
 import pytest
 
-from e2e.moving import CLIENTS, client, report, start, there_and_back
+from e2e.moving import report, start_it, there_and_back, use
 from e2e.support import Scene
+from lab.software import DNS, UDP_ECHO, Software
 
 pytestmark = pytest.mark.support
 
-_DNS = (
-    *("dnsmasq", "--keep-in-foreground", "--user=root", "--no-resolv", "--no-hosts"),
-    "--address=/godwit.test/192.0.2.7",
-)
 
-
-@pytest.mark.parametrize(
-    ("protocol", "port", "command"),
-    [("echo", 7000, ("python3", "/lab/echo.py")), ("dns", 53, _DNS)],
-)
-def test_datagrams_in_the_freeze_are_answered(
-    scene: Scene, protocol: str, port: int, command: tuple[str, ...]
-) -> None:
-    listens = ["sh", "-c", f"grep -q ':{port:04X} ' /proc/net/udp /proc/net/udp6"]
+@pytest.mark.parametrize("software", [UDP_ECHO, DNS], ids=["echo", "dns"])
+def test_datagrams_in_the_freeze_are_answered(scene: Scene, software: Software) -> None:
+    listens = ["sh", "-c", f"grep -q ':{software.port:04X} ' /proc/net/udp /proc/net/udp6"]
     probe = {"exec": {"command": listens}, "periodSeconds": 1}
-    address = start(scene, "servers", None, *command, readinessProbe=probe)
-    asking = client(scene, str(CLIENTS / "datagrams.py"), protocol, address, str(port))
+    asking = use(scene, software, start_it(scene, software, readinessProbe=probe))
     moves = there_and_back(scene)
     seen = report(asking)
     assert_answered(seen, moves)
-    scene.record(f"{protocol.upper()} over UDP, one every 3 ms", moves, seen["worst_ms"])
+    scene.record(software.row, moves, seen["worst_ms"])
 
 
 def assert_answered(seen: dict[str, Any], moves: list[dict[str, Any]]) -> None:

@@ -7,15 +7,11 @@ from typing import Any
 
 import pytest
 
-from e2e.moving import exec_in, many, report
+from e2e.moving import exec_in, report, use
 from e2e.support import Scene
 from e2e.test_databases import crash
 from lab import workloads
-
-_REDIS = (
-    "redis-server", "--bind", "0.0.0.0", "--protected-mode", "no",
-    "--dir", "/data", "--save", "", "--appendonly", "yes", "--appendfsync", "always",
-)  # fmt: skip
+from lab.software import REDIS
 
 
 @pytest.fixture
@@ -73,7 +69,7 @@ def test_redis_on_directories_of_its_node(scene: Scene, claimed: str) -> None:
     scene.cluster.apply(
         workloads.pod(
             "server", scene.namespace, scene.cluster.workload_image("servers"), node=first,
-            port=6379, command=list(_REDIS), volumes=volumes,
+            port=6379, command=list(REDIS.command), volumes=volumes,
         )
     )  # fmt: skip
     scene.cluster.wait_ready("server", scene.namespace)
@@ -84,7 +80,7 @@ def test_redis_on_directories_of_its_node(scene: Scene, claimed: str) -> None:
     assert [text for text in told if "v1" in text and "spec.copyVolumes" in text], told
 
     address = str(scene.pod("server")["status"]["podIP"])
-    using = many(scene, "redis", address, 6379, 50)
+    using = use(scene, REDIS, address)
     names = ["v0", "v1"]
     tried = scene.must_succeed("server", second, dryRun=True, copyVolumes=names)
     assert tried["predictedFreezeMilliseconds"] > 0

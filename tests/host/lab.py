@@ -246,7 +246,7 @@ class Lab:
         self._stack.callback(self._remove, pod)
         return pod
 
-    def bundle(self, pod: Pod, argv: list[str]) -> str:
+    def bundle(self, pod: Pod, argv: list[str], *, terminal: bool = False) -> str:
         """The container's bundle, root mounted; returns its host path."""
         node = pod.node
         node.run("mkdir", "-p", f"{TASKS}/{pod.container_id}")
@@ -259,7 +259,7 @@ class Lab:
         spec = json.loads(
             node.run("sh", "-c", "cd /tmp && rm -f config.json && runc spec && cat config.json")
         )
-        spec["process"].update(args=argv, terminal=False, cwd="/data", rlimits=[])
+        spec["process"].update(args=argv, terminal=terminal, cwd="/data", rlimits=[])
         for kind in ("bounding", "effective", "permitted"):
             spec["process"]["capabilities"][kind] = [f"CAP_{name}" for name in _CAPABILITIES]
         spec["root"] = {"path": "rootfs", "readonly": False}
@@ -279,14 +279,20 @@ class Lab:
         self._bundle(pod, pod.container_id, "container", spec)
         return directory
 
-    def start(self, pod: Pod, argv: list[str], files: Path | None = None) -> None:
+    def start(
+        self,
+        pod: Pod,
+        argv: list[str],
+        files: Path | None = None,
+        console: Console | None = None,
+    ) -> None:
         """``files``: a directory to put into the container's ``/lab``."""
-        directory = self.bundle(pod, argv)
+        directory = self.bundle(pod, argv, terminal=console is not None)
         if files:
             shutil.copytree(files, pod.node.layout.local(f"{directory}/rootfs/lab"))
         process = pod.node.popen(
             *("runc", "--root", RUNC_ROOT, "run", "--detach", "--bundle", directory),
-            *("--pid-file", f"{directory}/init.pid", pod.container_id),
+            *("--pid-file", f"{directory}/init.pid"), *_console(console), pod.container_id,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         pod.output.append(process)
@@ -294,12 +300,15 @@ class Lab:
             assert process.stdout
             raise AssertionError(process.stdout.read())
 
-    def create(self, pod: Pod, argv: list[str]) -> subprocess.Popen[bytes]:
+    def create(
+        self, pod: Pod, argv: list[str], console: Console | None = None
+    ) -> subprocess.Popen[bytes]:
         """The successor's container, as containerd's shim creates it: through our wrapper."""
-        directory = self.bundle(pod, argv)
+        directory = self.bundle(pod, argv, terminal=console is not None)
         process = pod.node.popen(
             *("/opt/godwit/bin/godwit-runc", "--root", RUNC_ROOT, "create"),
-            *("--bundle", directory, "--pid-file", f"{directory}/init.pid", pod.container_id),
+            *("--bundle", directory, "--pid-file", f"{directory}/init.pid"),
+            *_console(console), pod.container_id,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         pod.output.append(process)
@@ -359,6 +368,36 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
     if process.stdout:
         process.stdout.close()
+
+
+def _console(console: Console | None) -> tuple[str, ...]:
+    return ("--console-socket", console.path) if console else ()
+
+
+class Console:
+    """Takes the master side of a container's terminal, as containerd's shim does."""
+
+    def __init__(self, node: Node) -> None:
+        self.path = f"/run/console-{uuid.uuid4().hex[:6]}"
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(node.layout.local(self.path)))
+        self._socket.listen()
+        self._socket.settimeout(30)
+        self._master = -1
+
+    def receive(self) -> int:
+        """The master side; waits for it."""
+        if self._master < 0:
+            connection, _ = self._socket.accept()
+            with connection:
+                _, received, _, _ = socket.recv_fds(connection, 4096, 1)
+            (self._master,) = received
+        return self._master
+
+    def close(self) -> None:
+        self._socket.close()
+        if self._master >= 0:
+            os.close(self._master)
 
 
 class Counter:

@@ -21,7 +21,7 @@ from godwit_agent.hostops.model import PodState, Tracking
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.store import HostTargetStore
 from godwit_api.errors import Retryable
-from host.lab import BASE, ROOT, Lab, Node, Pod, lab
+from host.lab import BASE, ROOT, Console, Lab, Node, Pod, lab
 from host.test_mechanisms import Agent
 
 pytestmark = [
@@ -92,6 +92,7 @@ def move(
     state: PodState,
     here: Node,
     there: Node,
+    console: Console | None = None,
     *,
     allowance: int | None = None,
     rounds: bool = True,
@@ -119,7 +120,7 @@ def move(
     source.cgroups.guard(container)
     successor = scene.sandbox(there, IP)
     target.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
-    scene.create(successor, ["true"])
+    scene.create(successor, ["true"], console)
     target.restores.wait_waiting(store.slots()["main"], 10)
     arrived = target.pods.find(successor.uid)
     store.bind(arrived)

@@ -76,6 +76,7 @@ class Container(View, frozen=True):
     resources: Resources = Resources()
     lifecycle: Lifecycle = Lifecycle()
     stdin: bool = False
+    stdin_once: bool = False
     tty: bool = False
     volume_devices: list[Any] = []
 

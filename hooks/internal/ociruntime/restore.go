@@ -99,6 +99,14 @@ func restore(dirs state.Dirs, real string, call Command, container state.Contain
 		if code != 0 {
 			reportExit(held)
 		}
+	} else if code == 0 {
+		// The runtime waits for `create` still. Protected before the agent hears of it, whose
+		// next word may be that it runs.
+		waits := state.Waiting{PID: pid, Bundle: bundleOf(call), Startup: container.Startup}
+		if err := dirs.MarkWaiting(id, waits); err != nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+			code, message = 1, err.Error()
+		}
 	}
 	if code != 0 {
 		pid = 0

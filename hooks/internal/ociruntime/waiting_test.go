@@ -111,6 +111,32 @@ func TestCreateReturnsBeforeTheProcessIsThere(t *testing.T) {
 	}
 }
 
+func TestContainerWithATerminalIsProtectedBeforeItIsReported(t *testing.T) {
+	w := newWorld(t)
+	directory := w.expect("pod", "c")
+	number := asleep(t).Process.Pid
+	// the runtime waits for the terminal: no placeholder is asked for
+	w.runc(fmt.Sprintf(`while [ $# -gt 0 ]; do [ "$1" = --pid-file ] && pidfile=$2; shift; done
+[ -e "$GODWIT_GATE/placeholder" ] && exit 9
+echo %d > "$pidfile"`, number))
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	code, _ := w.call("create", "--bundle", w.bundle("container", "pod", "c"), "--pid-file", pidFile, "--console-socket", "/s", "id")
+	if code != 0 {
+		t.Fatalf("exit %d, %s", code, w.logged())
+	}
+	if waits := w.dirs.Waits("id"); waits == nil || waits.PID != number {
+		t.Fatalf("waits: %+v", waits)
+	}
+	for _, words := range [][]string{{"kill", "id", "9"}, {"start", "id"}} {
+		if code, _ := w.call(words...); code != 0 || w.calls() != "" {
+			t.Errorf("%q: exit %d, runc called: %q", words, code, w.calls())
+		}
+	}
+	if result := w.result(directory); result != (state.Result{ContainerID: "id", PID: number}) {
+		t.Errorf("result %+v", result)
+	}
+}
+
 func TestStateOfAContainerThatWaits(t *testing.T) {
 	w := newWorld(t)
 	mark(t, w, nil, nil)

@@ -107,6 +107,24 @@ def _containers(pod: Pod) -> Iterator[ObstacleView]:
         )
     for container in spec.lasting:
         yield from _container(container)
+        yield from _input(container, last=container in spec.containers[-1:])
+
+
+def _input(container: Container, *, last: bool) -> Iterator[ObstacleView]:
+    """The runtime takes a terminal from the process itself, which comes with the switch: the
+    kubelet waits for that before it turns to the next container."""
+    if container.tty and not last:
+        yield obstacle(
+            Reason.TERMINAL,
+            f"Container {container.name}: tty, but not the last container of the pod: those after "
+            "it would not be started on the target; make it the last one",
+        )
+    if container.stdin_once and not container.tty:
+        yield obstacle(
+            Reason.TERMINAL,
+            f"Container {container.name}: stdinOnce: whether its input was closed does not "
+            "follow; leave stdinOnce out, or use tty",
+        )
 
 
 def _container(container: Container) -> Iterator[ObstacleView]:
@@ -130,8 +148,6 @@ def _container(container: Container) -> Iterator[ObstacleView]:
             f"Container {name}: the kubelet would call the preStop hook of the running "
             "process; exec hooks are held back, httpGet and tcpSocket hooks cannot be",
         )
-    if container.stdin or container.tty:
-        yield obstacle(Reason.TERMINAL, f"Container {name}: stdin and tty cannot move")
     if container.volume_devices:
         yield obstacle(Reason.VOLUME_CANNOT_FOLLOW, f"Container {name}: volumeDevices (raw blocks)")
     for resource in sorted({*container.resources.requests, *container.resources.limits}):

@@ -151,6 +151,13 @@ def _logs(options: argparse.Namespace) -> int:
     return _exec(["tail", "-n", str(options.lines), *(["-F"] if options.follow else []), *files])
 
 
+def _reboot(options: argparse.Namespace) -> int:
+    cluster = _cluster(options)
+    everything = ["cp", *(node.name for node in cluster.workers())]
+    cluster.reboot(options.nodes or everything)
+    return 0
+
+
 def _service(options: argparse.Namespace) -> int:
     node = _cluster(options).node(options.node)
     return _exec(node.argv("systemctl", options.command, options.service))
@@ -247,6 +254,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("boot", "Start a node that has crashed, with the disk that it had: testbed boot n1")
     sub.add_argument("node")
     sub.set_defaults(run=_power)
+    sub = add("reboot", "Cut the power of all nodes (or some) at once, and start them again.")
+    sub.add_argument("nodes", nargs="*", metavar="NODE")
+    sub.set_defaults(run=_reboot)
     return parser
 
 

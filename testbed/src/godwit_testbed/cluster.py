@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 from godwit_testbed import build, cgroups, config, images, network, paths, pki, shell
@@ -109,11 +110,7 @@ class Cluster:
                 pool.submit(self._start_worker, node, version, cni, authority, dual_stack)
                 for node in self.workers()
             ]
-            wait_for(
-                "the API server",
-                lambda: "ok" in self.kubectl("get", "--raw", "/readyz"),
-                hint=f"testbed logs cp kube-apiserver --name {self.place.name}",
-            )
+            self._await_api_server()
             self.kubectl("apply", "-f", "-", stdin=config.system_manifests(self.place))
             for future in starting:
                 future.result()
@@ -140,6 +137,44 @@ class Cluster:
                 network.attach6(self.place, name, workers)
             cgroups.remove(self.place, name)
             node.start()
+
+    def reboot(self, names: list[str]) -> None:
+        """Cut the power of these nodes at once, then start them on their disks.
+
+        What was in memory is gone: processes, ``/run``, cgroups, the whole network namespace.
+        Returns when all nodes are Ready, as their kubelets say after it.
+        """
+        nodes, workers = [self.node(name) for name in names], [one.name for one in self.workers()]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Node.stop, nodes))
+        for node in nodes:
+            cgroups.remove(self.place, node.name)
+            network.attach(self.place, node.name, workers)
+        begin = datetime.now(UTC)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Node.start, nodes))
+        self._await_api_server()
+        wait_for(
+            "all nodes to be Ready",
+            lambda: self._reported_since(begin, names) and self._all_ready(),
+            hint=f"testbed logs n1 kubelet --name {self.place.name}",
+        )
+
+    def _await_api_server(self) -> None:
+        wait_for(
+            "the API server",
+            lambda: "ok" in self.kubectl("get", "--raw", "/readyz"),
+            hint=f"testbed logs cp kube-apiserver --name {self.place.name}",
+        )
+
+    def _reported_since(self, begin: datetime, names: list[str]) -> bool:
+        """Whether the kubelets have renewed their leases; what a Node says may be from before."""
+        found = json.loads(self.kubectl("get", "leases", "-n", "kube-node-lease", "-o", "json"))
+        renewed = {
+            item["metadata"]["name"]: datetime.fromisoformat(item["spec"]["renewTime"])
+            for item in found["items"]
+        }
+        return all(renewed.get(name, begin) > begin for name in names if name != "cp")
 
     def _start_worker(
         self, node: Node, version: str, cni: str, authority: pki.Authority, dual_stack: bool

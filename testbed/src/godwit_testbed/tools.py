@@ -13,8 +13,9 @@ set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/upper /mnt/work /mnt/root
-mount -t overlay overlay -o "lowerdir=$TOOLS_ROOT,upperdir=/mnt/upper,workdir=/mnt/work" /mnt/root
-cd /mnt/root
+cd /mnt
+mount -t overlay overlay -o "lowerdir=$TOOLS_ROOT:$NODE_ROOT,upperdir=upper,workdir=work" root
+cd root
 mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev
 mount -t tmpfs tmpfs run; mount -t tmpfs tmpfs tmp
 mkdir -p images var/lib/containers etc/containers
@@ -35,6 +36,8 @@ def execute(command: list[str]) -> int:
     environment = {
         **os.environ,
         "TOOLS_ROOT": str(build.builder_root()),
+        # below it: nft, which podman's network needs, is in the nodes' root only
+        "NODE_ROOT": str(build.node_root()),
         "TOOLS_IMAGES": str(ARCHIVES),
     }
     sys.stdout.flush()

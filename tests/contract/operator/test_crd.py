@@ -57,6 +57,7 @@ FULL = Status(
     message="moved",
     pod_uid="u",
     pod_ip="10.0.0.1",
+    pod_ips=["10.0.0.1", "fd00::1"],
     successor_name="p",
     successor_uid="s",
     source_node="a",

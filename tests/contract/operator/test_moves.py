@@ -434,7 +434,7 @@ async def test_refused_with_all_reasons(scene: Scene) -> None:
         "spec": {
             "hostNetwork": True,
             "shareProcessNamespace": True,
-            "containers": [{"name": "a", "image": "x", "tty": True}],
+            "containers": [{"name": "a", "image": "x", "stdin": True, "stdinOnce": True}],
         },
     }
     await scene.api.create(PODS, scene.namespace, body)

@@ -39,6 +39,16 @@ def test_history_tells_moves_and_two_copies_at_a_time() -> None:
     assert Copies("x", "redis-server", seen=seen).history() == ["n1", "n2", "n1+n2", "n2"]
 
 
+@pytest.mark.parametrize(
+    ("state", "flags", "pending", "runs"),
+    [("S", 0, 0, True), ("D", 0, 0, True), ("T", 0, 0, False), ("Z", 4, 0, False),
+     ("R", 4, 0, False), ("D", 0, 1 << 8, False), ("S", 0, 1 << 14, True)],
+)  # fmt: skip
+def test_who_has_been_killed_does_not_run(state: str, flags: int, pending: int, runs: bool) -> None:
+    stat = f"7 (a) b) {state} 1 7 7 0 -1 {flags} 0 0"
+    assert copies.alive(stat, f"SigPnd:\t{0:016x}\nShdPnd:\t{pending:016x}\n") is runs
+
+
 def test_an_observer_that_has_not_seen_the_source_run_is_blind() -> None:
     assert Copies("x", "redis-server", seen=["n1"] * 20 + ["n2"]).blind("n1") == ""
     assert Copies("x", "redis-server", seen=[]).blind("n1")

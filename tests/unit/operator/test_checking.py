@@ -103,8 +103,12 @@ REFUSED: list[tuple[str, Object, Reason]] = [
         container(lifecycle={"preStop": {"tcpSocket": {"port": 1}}}),
         Reason.PRE_STOP_HTTP_HOOK,
     ),
-    ("stdin", container(stdin=True), Reason.TERMINAL),
-    ("tty", container(tty=True), Reason.TERMINAL),
+    ("stdin once", container(stdin=True, stdinOnce=True), Reason.TERMINAL),
+    (
+        "a terminal before another container",
+        pod(spec__containers=[{"name": "a", "tty": True}, {"name": "b"}]),
+        Reason.TERMINAL,
+    ),
     ("raw block", container(volumeDevices=[{"name": "v"}]), Reason.VOLUME_CANNOT_FOLLOW),
     ("huge pages", container(resources={"limits": {"hugepages-2Mi": "2Mi"}}), Reason.HUGE_PAGES),
     ("device", container(resources={"limits": {"nvidia.com/gpu": 1}}), Reason.DEVICE),
@@ -127,6 +131,9 @@ def test_refused(body: Object, reason: Reason) -> None:
         container(lifecycle={"preStop": {"exec": {"command": ["x"]}}}),
         container(lifecycle={"postStart": {"exec": {"command": ["x"]}}}),
         pod(spec__containers=[{"name": "a"}, {"name": "b"}]),
+        container(stdin=True),
+        container(stdin=True, stdinOnce=True, tty=True),
+        pod(spec__containers=[{"name": "a"}, {"name": "b", "tty": True}]),
         pod(
             spec__initContainers=[{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
             status__initContainerStatuses=[

@@ -78,13 +78,14 @@ class Marks:
 
 
 class ContainerMarks:
-    """All processes of one container: ``directory`` is the page daemon's."""
+    """All processes of one container: ``directory`` is the page daemon's. ``reopen``: with what
+    an earlier agent has marked there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, reopen: bool = True) -> None:
         self._directory = directory
         self._marks: dict[int, Marks] = {}
         self._wanted = self._arrived = -1
-        for path in directory.glob(f"{_PREFIX}*"):
+        for path in directory.glob(f"{_PREFIX}*") if reopen else ():
             with contextlib.suppress(ValueError):
                 self._marks[int(path.name.removeprefix(_PREFIX))] = Marks(path)
         if self._marks:

@@ -40,13 +40,14 @@ class _Process:
 
 
 class PageStore:
-    """``write`` and ``zero`` may be called from several threads."""
+    """``write`` and ``zero`` may be called from several threads. ``reopen``: with the marks of
+    missing pages that lie there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, reopen: bool = True) -> None:
         self._directory = directory
         self._processes: dict[int, _Process] = {}
         self._lock = threading.Lock()
-        self.missing = ContainerMarks(directory)
+        self.missing = ContainerMarks(directory, reopen=reopen)
 
     def write(self, vpid: int, vaddr: int, data: memoryview) -> None:
         process = self._process(vpid)

@@ -1,0 +1,60 @@
+"""A shell at the terminal of its container goes on after a move, with its terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+import tempfile
+import termios
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from godwit_agent.hostops.inspector import HostInspector
+from host.lab import BASE, Console, Lab, lab
+from host.test_kernel_objects import IP, move
+from host.test_mechanisms import Agent
+from terminal import read_until, write
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not (BASE / "usr/bin/python3").exists(), reason=f"no root in {BASE}"),
+]
+
+
+@pytest.fixture
+def scene() -> Iterator[Lab]:
+    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
+    with lab(scratch) as made:
+        yield made
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+def test_a_shell_at_its_terminal_goes_on(scene: Lab, shell: str) -> None:
+    pod = scene.sandbox(scene.a, IP)
+    with closing(Console(scene.a)) as first, closing(Console(scene.b)) as second:
+        scene.start(pod, [shell], console=first)
+        scene.a.run("ip", "route", "add", f"{IP}/32", "dev", pod.host_interface)
+        scene.route(IP, scene.a)
+        master = first.receive()
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 132, 0, 0))
+        write(master, "stty -echo; x=41; sleep 600 &\n")
+        write(master, "echo x$x\n")
+        read_until(master, "x41\r\n")
+        state = Agent(scene.a).pods.find(pod.uid)
+        assert HostInspector(scene.a.layout).inspect(state).obstacles == ()
+        move(scene, state, scene.a, scene.b, second)
+        master = second.receive()
+        write(master, "echo $((x+1)) $(stty size) $(tty)\n")
+        read_until(master, "42 40 132 /dev/")
+        write(master, "(echo as''leep; exec sleep 500)\n")
+        read_until(master, "asleep")
+        write(master, "\x03")  # to the foreground job: it is the controlling terminal
+        write(master, "echo $? over; kill %1 && echo killed\n")
+        read_until(master, "130 over\r\nkilled")
