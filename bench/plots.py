@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench import cells
 from bench.cells import Cell
-
-if TYPE_CHECKING:
-    from bench.report import Results
+from bench.measured import Results
 
 TITLES = {
     "gap-by-memory": "Client gap by memory and rate of writes",

@@ -8,6 +8,7 @@ import pytest
 
 from bench import cells, move, report
 from bench.cells import Cell
+from bench.measured import Results
 
 
 def test_grids_name_each_cell_once_and_hold_what_was_asked_for() -> None:
@@ -59,7 +60,7 @@ def test_a_cell_shows_its_last_run_only_and_no_refused_move_in_a_median() -> Non
         moved("b", cells.MAIN, 1, "Aborted: FreezeBudgetExceeded"),
         line("aside", "b", cells.MAIN, what="runc and CRIU, lazy pages", rounds_ms=[440, 430, 900]),
     ]
-    results = report.Results(rows)
+    results = Results(rows)
     assert results.gap(cells.MAIN) == 110
     assert results.used() == {"b"}
     text = report.aims(results)
@@ -77,7 +78,7 @@ def test_what_came_after_the_switch_was_sent_too() -> None:
 
 
 def test_a_broken_connection_is_told() -> None:
-    results = report.Results(
+    results = Results(
         [line("client", "b", cells.MAIN, ok=True), line("client", "b", cells.SMALL, ok=False)]
     )
     assert results.clients_broken() == 1
