@@ -57,7 +57,9 @@ def start_turmoil(scene: Lab, tmp_path: Path, *turmoil: str) -> PodState:
 class Fetching:
     """What an agent does, with a link that lets a piece through every ``pause_s``.
 
-    ``restart``: the target's agent is another one from the half on.
+    ``restart``: the target's agent is another one from a quarter on. (A child that was there in the
+    freeze has half of what is missing, and ends soon: with all of its parent's pages here the
+    daemon would have nothing left to serve.)
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Fetching:
         began = missing.bytes
         assert began > (80 << 20 if self._all else 1 << 20)
         missing.hold()
-        first = self._begin(missing, began // 2 if self._restart else 0)
+        first = self._begin(missing, began * 3 // 4 if self._restart else 0)
         yield
         self._end(first)
         if self._restart:
