@@ -62,7 +62,7 @@ func inBackground(dirs state.Dirs, call Command, container state.Container) (int
 	keeper.Args = append([]string{"godwit-keep"}, call.arguments...)
 	keeper.Stdin, keeper.Stdout, keeper.Stderr = os.Stdin, os.Stdout, os.Stderr
 	keeper.ExtraFiles = []*os.File{lease}
-	keeper.Env = append(os.Environ(), "GODWIT_RUN_DIR="+dirs.Run, "GODWIT_OPT_DIR="+dirs.Opt)
+	keeper.Env = append(os.Environ(), "GODWIT_RUN_DIR="+dirs.Run, "GODWIT_OPT_DIR="+dirs.Opt, "GODWIT_LIB_DIR="+dirs.Lib)
 	keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = keeper.Start()
 	lease.Close()

@@ -18,18 +18,22 @@ import (
 
 // Dirs are where things are; tests give their own.
 type Dirs struct {
-	Run string // /run/godwit
+	Run string // /run/godwit: until the node is restarted
 	Opt string // /opt/godwit
+	Lib string // /var/lib/godwit: on disk
 }
 
-// Default reads GODWIT_RUN_DIR and GODWIT_OPT_DIR, which exist for tests.
+// Default reads GODWIT_RUN_DIR, GODWIT_OPT_DIR and GODWIT_LIB_DIR, which exist for tests.
 func Default() Dirs {
-	dirs := Dirs{Run: "/run/godwit", Opt: "/opt/godwit"}
+	dirs := Dirs{Run: "/run/godwit", Opt: "/opt/godwit", Lib: "/var/lib/godwit"}
 	if value := os.Getenv("GODWIT_RUN_DIR"); value != "" {
 		dirs.Run = value
 	}
 	if value := os.Getenv("GODWIT_OPT_DIR"); value != "" {
 		dirs.Opt = value
+	}
+	if value := os.Getenv("GODWIT_LIB_DIR"); value != "" {
+		dirs.Lib = value
 	}
 	return dirs
 }
@@ -139,20 +143,34 @@ func BootSeconds() (int64, error) {
 }
 
 // Expected returns what is expected of a pod, nil when it is no successor.
-// An expectation that cannot be read is an error: such a pod must not start.
+// An expectation that cannot be read is an error, and so is one that the node has lost when it
+// was restarted: such a pod must not start.
 func (d Dirs) Expected(podUID string) (*Expect, error) {
 	if !Safe(podUID) {
 		return nil, nil
 	}
 	directory := filepath.Join(d.Run, "expect", podUID)
 	if _, err := os.Lstat(directory); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, d.lost(podUID)
 	}
 	expect := &Expect{}
 	if err := readJSON(filepath.Join(directory, "expect.json"), expect); err != nil {
 		return nil, fmt.Errorf("pod %s is the successor of a migration whose record cannot be read: %w", podUID, err)
 	}
 	return expect, nil
+}
+
+// lost tells of a successor whose expectation is gone. The mark is written before the pod may
+// be scheduled, and removed when its migration is over here.
+func (d Dirs) lost(podUID string) error {
+	if d.Lib == "" {
+		return nil
+	}
+	_, err := os.Lstat(filepath.Join(d.Lib, "successors", podUID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("pod %s is the successor of a migration that this node knows nothing of any more (was it restarted?): a successor never starts empty; it can start when its PodMigration has ended", podUID)
 }
 
 // WriteNetwork records what ADD did.

@@ -89,6 +89,28 @@ func TestExpected(t *testing.T) {
 	}
 }
 
+func TestASuccessorDoesNotStartWhenTheNodeHasForgottenIt(t *testing.T) {
+	dirs := run(t)
+	dirs.Lib = t.TempDir()
+	if expect, err := dirs.Expected("uid"); expect != nil || err != nil {
+		t.Fatalf("ordinary pod: %v, %v", expect, err)
+	}
+	mark := filepath.Join(dirs.Lib, "successors", "uid")
+	put(t, mark, `{"migration":"m","epoch":2}`)
+	if expect, err := dirs.Expected("uid"); err == nil || expect != nil {
+		t.Errorf("after a restart: %v, %v", expect, err)
+	}
+	if _, err := dirs.Expected("other"); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(mark); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dirs.Expected("uid"); err != nil {
+		t.Errorf("when its migration is over it is a pod like any other: %v", err)
+	}
+}
+
 func TestClaimOnce(t *testing.T) {
 	dirs := run(t)
 	container := Container{Dir: t.TempDir()}
@@ -288,12 +310,14 @@ func TestRingDoesNotWaitWhenTheBellIsFull(t *testing.T) {
 func TestDefaultDirectories(t *testing.T) {
 	t.Setenv("GODWIT_RUN_DIR", "")
 	t.Setenv("GODWIT_OPT_DIR", "")
-	if got := Default(); got != (Dirs{Run: "/run/godwit", Opt: "/opt/godwit"}) {
+	t.Setenv("GODWIT_LIB_DIR", "")
+	if got := Default(); got != (Dirs{Run: "/run/godwit", Opt: "/opt/godwit", Lib: "/var/lib/godwit"}) {
 		t.Errorf("%+v", got)
 	}
 	t.Setenv("GODWIT_RUN_DIR", "/r")
 	t.Setenv("GODWIT_OPT_DIR", "/o")
-	if got := Default(); got != (Dirs{Run: "/r", Opt: "/o"}) {
+	t.Setenv("GODWIT_LIB_DIR", "/l")
+	if got := Default(); got != (Dirs{Run: "/r", Opt: "/o", Lib: "/l"}) {
 		t.Errorf("%+v", got)
 	}
 }

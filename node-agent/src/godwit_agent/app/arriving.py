@@ -18,7 +18,7 @@ from godwit_agent.hostops.model import (
     SuccessorNetwork,
 )
 from godwit_agent.hostops.ports import HeldConnections, Host, MissingPages, PodNetwork, TargetStore
-from godwit_api.errors import GodwitError, Retryable, Unsafe
+from godwit_api.errors import Aborted, GodwitError, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _DRAIN_TIMEOUT_S = 5.0
@@ -257,5 +257,8 @@ class Arriving:
 
     def _require_store(self) -> TargetStore:
         if self._store is None:
-            raise Retryable(Reason.WRONG_STEP, "the store of this migration is gone")
+            raise Aborted(
+                Reason.AGENT_RESTARTED,
+                "the store of this migration is gone: this node was restarted meanwhile",
+            )
         return self._store

@@ -30,11 +30,15 @@ class HookFiles:
 
     def __init__(self, layout: Layout) -> None:
         self._base = layout.local(layout.run_dir)
+        # On disk: a node that is restarted has forgotten what it expects, and must not start a
+        # successor as any pod.
+        self._marks = layout.local(layout.state_dir) / "successors"
         self._rings = 0
         self._bell = threading.Condition()
         make_directory(self._base)
         for name in ("guard", "expect", "restored", "held"):
             make_directory(self._base / name)
+        make_directory(self._marks)
         self._doorbell = self._open_doorbell()
         threading.Thread(target=self._listen, name="doorbell", daemon=True).start()
 
@@ -121,7 +125,8 @@ class HookFiles:
         slots: Mapping[str, Slot],
         plan: Plan = ONLY_RESTORED,
     ) -> None:
-        directory = self._base / "expect" / self._safe(pod_uid)
+        write_json(self._marks / self._safe(pod_uid), {"migration": migration, "epoch": epoch})
+        directory = self._base / "expect" / pod_uid
         make_directory(directory)
         write_json(
             directory / "expect.json",
@@ -149,12 +154,18 @@ class HookFiles:
         directory = self._base / "expect" / self._safe(pod_uid)
         if directory.is_dir():
             shutil.rmtree(directory)
+        (self._marks / pod_uid).unlink(missing_ok=True)
+        sync_directory(self._marks)
 
     def expected(self) -> Mapping[str, str]:
         found = {}
-        for path in sorted((self._base / "expect").iterdir()):
-            value = read_json(path / "expect.json")
-            found[path.name] = str(value["migration"]) if value else ""
+        records = {path.name: path / "expect.json" for path in (self._base / "expect").iterdir()}
+        for path in self._marks.iterdir():
+            if not path.name.startswith("."):
+                records.setdefault(path.name, path)
+        for name in sorted(records):
+            value = read_json(records[name])
+            found[name] = str(value["migration"]) if value else ""
         return found
 
     def network(self, pod_uid: str) -> SuccessorNetwork | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from godwit_agent.hostops.model import HostPath
 
 _RUN_DIR = HostPath("/run/godwit")
+_STATE_DIR = HostPath("/var/lib/godwit")
 _PRODUCT_DIR = HostPath("/opt/godwit")
 _RUNC_ROOT = HostPath("/run/containerd/runc/k8s.io")
 _TASKS_DIR = HostPath("/run/containerd/io.containerd.runtime.v2.task/k8s.io")
@@ -25,6 +26,7 @@ class Layout:
     host_pid: int = 1
     host_netns: str | None = None
     run_dir: HostPath = _RUN_DIR
+    state_dir: HostPath = _STATE_DIR
     product_dir: HostPath = _PRODUCT_DIR
     runc: str = "runc"
     runc_root: HostPath = _RUNC_ROOT
