@@ -1,6 +1,6 @@
 """The cluster whose pods share a bridge (the other main CNI plugin), and its end: uninstalling.
 
-These come last of its tests (conftest.py): what the last one finds is what all have left.
+The tests run in this order: what the last one finds is what all of them have left.
 """
 
 from __future__ import annotations
