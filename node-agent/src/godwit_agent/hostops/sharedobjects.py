@@ -9,28 +9,22 @@ identifier (ipc/shm.c), and cannot tell two of the same number apart.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import functools
 import os
 import stat
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from godwit_agent.hostops import procs
+from godwit_agent.hostops import procs, sysvipc
 
 _MEMFD, _SYSV = "/memfd:", "/SYSV"
 _NAMES = (_MEMFD, _SYSV, "/dev/zero")
 _DELETED = " (deleted)"
 _GET_SEALS = 1034  # linux/fcntl.h
 _SEAL_SEAL = 1
-_CLONE_NEWIPC = 0x08000000  # linux/sched.h
 _MOST = 1 << 32  # CRIU keeps 32 bits of an inode's number
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +55,10 @@ def of(pids: Iterable[int]) -> tuple[Found, ...]:
 def segments(pid: int) -> dict[int, int]:
     """Identifiers of all SysV segments that the process could attach, and the bytes they hold;
     also of those that nobody has attached. Empty when it has gone."""
-    found: dict[int, int] = {}
-
-    def look() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            fd = os.open(f"/proc/{pid}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if _libc.setns(fd, _CLONE_NEWIPC):
-                    return
-            finally:
-                os.close(fd)
-            _, *lines = Path("/proc/sysvipc/shm").read_text().splitlines()
-            found.update((int(line.split()[1]), sum(map(int, line.split()[-2:]))) for line in lines)
-
-    # the file tells of the namespace of who reads it; a thread that leaves ours must end there
-    thread = threading.Thread(target=look, name="ipc", daemon=True)
-    thread.start()
-    thread.join()
-    return found
+    with contextlib.suppress(ValueError):
+        lines = [line.split() for line in sysvipc.objects(pid, "shm").get("shm", ())]
+        return {int(line[1]): sum(map(int, line[-2:])) for line in lines}
+    return {}
 
 
 def without_twins(found: Iterable[Found]) -> tuple[Found, ...]:

@@ -3,27 +3,20 @@ several containers share, processes that somebody else has started in them."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from godwit_agent.hostops import procs
+from godwit_agent.hostops import procs, sysvipc
 from godwit_agent.hostops.model import Container, PodState
 from godwit_api.reasons import Reason
 
 Found = tuple[Reason, str]
 
-_CLONE_NEWIPC = 0x08000000  # linux/sched.h
 _RUNTIME_OWN = ("/proc", "/sys", "/dev")  # what the runtime mounts and masks there is everywhere
 _CRIU_DUMPS = frozenset(("tmpfs",))
 # a probe or a command that ends by itself is no obstacle
 _PATIENCE_S = 2.0
 _LOOK_S = 0.2
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def of_pod(pod: PodState) -> Iterator[Found]:
@@ -56,28 +49,8 @@ def mounts(container: Container) -> Iterator[Found]:
 
 def _ipc_objects(pid: int) -> list[str]:
     """Kinds of System V objects in the IPC namespace of a process, with how many there are."""
-    found: list[str] = []
-
-    def look() -> None:
-        fd = os.open(f"/proc/{pid}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if _libc.setns(fd, _CLONE_NEWIPC):
-                return
-        finally:
-            os.close(fd)
-        for kind in ("shm", "sem", "msg"):
-            try:
-                count = len(Path(f"/proc/sysvipc/{kind}").read_text().splitlines()) - 1
-            except OSError:
-                continue
-            if count > 0:
-                found.append(f"{count} {kind}")
-
-    # setns concerns the calling thread only: one that ends
-    thread = threading.Thread(target=look, name="ipc")
-    thread.start()
-    thread.join()
-    return found
+    found = sysvipc.objects(pid, "shm", "sem", "msg")
+    return [f"{len(lines)} {kind}" for kind, lines in found.items() if lines]
 
 
 def _foreign(containers: list[Container]) -> dict[str, list[str]]:
