@@ -56,12 +56,12 @@ def _report(scene: Scene, name: str) -> dict[str, object]:
     return found
 
 
-def _await_pods_of_tests(cluster: Cluster) -> None:
-    """Return when the pods of all tests before have ended."""
-    for namespace in cluster.kubectl("get", "namespaces", "-o", "name").split():
-        _, _, name = namespace.partition("/")
-        if name.startswith("t-"):
-            cluster.kubectl("wait", "namespace", name, "--for=delete", "--timeout=180s")
+def _await_the_last_pods(cluster: Cluster) -> None:
+    """Return when none of the system's pods is left; helm does not wait for a Deployment's."""
+    names = cluster.kubectl("get", "pods", "-n", SYSTEM_NAMESPACE, "-o", "name").split()
+    if names:
+        words = ("-n", SYSTEM_NAMESPACE, "--for=delete", "--timeout=60s")
+        cluster.kubectl("wait", *names, *words)
 
 
 def test_neighbours_and_outside_keep_their_connections(bridged: Bridged) -> None:
@@ -94,12 +94,12 @@ def test_uninstalling_leaves_the_nodes_as_they_were(bridged: Bridged) -> None:
         report = client.stop()
     assert report["ok"], report
     scene.close("pods")
-    _await_pods_of_tests(cluster)
     try:
         cluster.run(*uninstall, "--timeout", "4m")
     except CommandFailed as failure:
         words = ("logs", "-l", "job-name=godwit-retire", "-n", SYSTEM_NAMESPACE, "--prefix")
         raise AssertionError(cluster.kubectl(*words, check=False)) from failure
+    _await_the_last_pods(cluster)
     assert traces(cluster) == bridged.before
     # an ordinary pod still starts there
     scene = Scene(cluster, "afterwards")
