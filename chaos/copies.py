@@ -1,13 +1,14 @@
 """Where the moved process runs, seen from outside: the machine's own process table.
 
-All nodes of a testbed share one kernel, so one look sees the copies on all of them at
-one time. A copy runs if it is neither stopped nor in a frozen cgroup.
+All nodes of a testbed share one kernel, so one table has the copies on all of them. A copy runs
+if it is neither stopped nor in a frozen cgroup.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -40,12 +41,16 @@ def node_of(path: str, testbed: str) -> str | None:
 
 @dataclass
 class Copies:
-    """Watches processes named ``command`` while the block runs."""
+    """Watches processes named ``command`` while the block runs.
+
+    ``doubles``: what was to be seen of each copy when two of them ran.
+    """
 
     testbed: str
     command: str
     every_s: float = _EVERY_S
     seen: list[str] = field(default_factory=list)
+    doubles: list[str] = field(default_factory=list)
     failure: str = ""
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -69,21 +74,27 @@ class Copies:
 
     def running(self) -> set[str]:
         """Nodes on which a copy runs at this moment."""
-        found = set()
-        for directory in _PROC.glob("[0-9]*"):
-            with contextlib.suppress(OSError, ValueError):
-                if (directory / "comm").read_text().strip() != self.command:
-                    continue
-                freezer, unified = cgroup_of((directory / "cgroup").read_text())
-                node = node_of(freezer or unified, self.testbed)
-                # in this order: what was thawed to be killed is dying when it is looked at then
-                if (
-                    node
-                    and not _frozen(freezer, unified)
-                    and alive((directory / "stat").read_text(), (directory / "status").read_text())
-                ):
-                    found.add(node)
-        return found
+        copies = at_once(_PROC.glob("[0-9]*"), self._node)
+        nodes = set(copies.values())
+        if len(nodes) > 1:
+            self.doubles += [f"{node}: {_told(process)}" for process, node in copies.items()]
+        return nodes
+
+    def _node(self, process: Path) -> str | None:
+        """Node on which this process runs now, if it is a copy."""
+        with contextlib.suppress(OSError, ValueError):
+            if (process / "comm").read_text().strip() != self.command:
+                return None
+            freezer, unified = cgroup_of((process / "cgroup").read_text())
+            node = node_of(freezer or unified, self.testbed)
+            # in this order: what was thawed to be killed is dying when it is looked at then
+            if (
+                node
+                and not _frozen(freezer, unified)
+                and alive((process / "stat").read_text(), (process / "status").read_text())
+            ):
+                return node
+        return None
 
     def blind(self, source: str) -> str:
         """Why its word is worth nothing: it has failed, or not even seen the source run."""
@@ -94,6 +105,28 @@ class Copies:
     def history(self) -> list[str]:
         """Nodes in the order in which the process ran on them; ``a+b``: on both at a time."""
         return [where for where, _ in groupby(one for one in self.seen if one)]
+
+
+def at_once(processes: Iterable[Path], node: Callable[[Path], str | None]) -> dict[Path, str]:
+    """The processes that run, by ``node`` (where each runs when it is asked), all at one time.
+
+    To go through the table takes longer than a freeze on a busy machine: what ran when the look
+    began may be frozen, and have gone on elsewhere, when it ends. So where there seem to be two,
+    each is looked at again; only who was running before and after the others did so at once.
+    """
+    found = {one: where for one in processes if (where := node(one))}
+    if len(set(found.values())) > 1:
+        found = {one: where for one in found if (where := node(one))}
+    return found
+
+
+def _told(process: Path) -> str:
+    """State, cgroups and waiting place of a process in one line, as the kernel tells them."""
+    with contextlib.suppress(OSError):
+        stat, wchan = (process / "stat").read_text(), (process / "wchan").read_text()
+        freezer, unified = cgroup_of((process / "cgroup").read_text())
+        return f"{stat.strip()} at {wchan} in {freezer or unified}"
+    return f"{process.name} has gone"
 
 
 def alive(stat: str, status: str) -> bool:

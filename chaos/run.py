@@ -116,6 +116,7 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
         "replies": report["count"],
         "ran_on": copies.history(),
         "samples": len(copies.seen),
+        "copies": copies.doubles[-4:],
         "observer": copies.blind(source),
         "node_after": cluster.get("pod", POD, NAMESPACE)["spec"]["nodeName"],
         "debris": wait_clean(cluster, nodes, _CLEAN_S, pod_lives=True),

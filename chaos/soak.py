@@ -306,23 +306,24 @@ def seen(
 ) -> tuple[dict[str, Any], list[str]]:
     """What the three observers have seen since the last time, and what is wrong with it."""
     gap = max((tick["worst_ms"] for tick in client.ticks[ticks:]), default=_SILENCE_MS)
-    wrong = []
-    if client.report:
-        wrong.append(f"the client: {client.report['error']}")
-    if any("+" in where for where in copies.seen[looks:]):
-        wrong.append("two copies ran (process table)")
-    if copies.failure:
-        wrong.append(f"the observer of copies: {copies.failure}")
-    wrong += [f"two copies spoke: {one}" for one in listener.wrong[told:]]
-    if time.time() - listener.last.get("at", 0.0) > 30:
-        wrong.append("the listener is silent")
-    what = {
+    wrong: list[str] = []
+    what: dict[str, Any] = {
         "gap_ms": gap,
         "replies": client.ticks[-1]["count"] if client.ticks else 0,
         "looks": len(copies.seen) - looks,
         "numbers": listener.last,
         "spoke_on": len(listener.moves),
     }
+    if client.report:
+        wrong.append(f"the client: {client.report['error']}")
+    if any("+" in where for where in copies.seen[looks:]):
+        wrong.append("two copies ran (process table)")
+        what["copies"] = copies.doubles[-4:]
+    if copies.failure:
+        wrong.append(f"the observer of copies: {copies.failure}")
+    wrong += [f"two copies spoke: {one}" for one in listener.wrong[told:]]
+    if time.time() - listener.last.get("at", 0.0) > 30:
+        wrong.append("the listener is silent")
     return what, wrong
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,19 @@ def test_a_process_belongs_to_the_node_of_its_cgroup() -> None:
     assert copies.node_of(freezer, "x") == "n2"
     assert copies.node_of(freezer, "y") is None
     assert copies.node_of(unified, "x") is None
+
+
+def test_a_move_in_the_middle_of_a_look_is_not_two_copies() -> None:
+    """The source ran when it was looked at, and the target when it was: one after the other."""
+    source, target = Path("/proc/100"), Path("/proc/200")
+    answers = {source: ["n1", None], target: ["n2", "n2"]}
+    assert copies.at_once([source, target], lambda one: answers[one].pop(0)) == {target: "n2"}
+
+
+def test_two_that_run_all_the_while_are_two_copies() -> None:
+    nodes: dict[Path, str | None] = {Path("/proc/1"): "n1", Path("/proc/2"): "n2"}
+    nodes[Path("/proc/3")] = None
+    assert set(copies.at_once(nodes, nodes.__getitem__).values()) == {"n1", "n2"}
 
 
 def test_history_tells_moves_and_two_copies_at_a_time() -> None:
