@@ -110,6 +110,7 @@ class FakeNode:
         self.left_out: tuple[tuple[int, int], ...] = ()
         self.frozen_ids: set[str] = set()
         self.guard_files: dict[str, Guard] = {}
+        self.ended: list[str] = []
         self.expected_pods: dict[str, str] = {}
         self.marked_pods: dict[str, str] = {}
         self.marks_age_s = 0.0
@@ -173,6 +174,9 @@ class _Pods(_Part):
 
     def list(self) -> tuple[str, ...]:
         return tuple(self.node.pods_here)
+
+    def ended(self, pod: PodState) -> tuple[str, ...]:
+        return tuple(self.node.ended)
 
     def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
         return True

@@ -135,6 +135,15 @@ def test_a_repeated_switch_answers_the_same(cluster: Cluster) -> None:
     cluster.finish()
 
 
+def test_a_process_that_ended_before_the_freeze_is_said_to_have_ended(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.a.fake.ended = ["app"]
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.switch()
+    assert error_of(caught.value).reason is Reason.SOURCE_EXITED
+    assert "a.freeze" not in cluster.world.effects
+
+
 FAILURES = [
     "a.hold_syns",
     "a.freeze",

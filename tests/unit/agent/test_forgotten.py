@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+from fakes.host import pod_state
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath
 from godwit_agent.hostops.pods import HostPods
@@ -28,3 +32,18 @@ def test_a_bundle_that_stays_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     assert not pods(tmp_path).wait_forgotten(("a",), 0.05)
     assert pods(tmp_path / "none").wait_forgotten(("a",), 0.05)
+
+
+def test_a_container_has_ended_when_its_first_process_has(tmp_path: Path) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "init.pid").write_text(str(process.pid))
+    state = pod_state("uid")
+    container = replace(state.containers[0], id="a", init_pid=process.pid)
+    state = replace(state, containers=(container,))
+    assert pods(tmp_path).ended(state) == ()
+    process.kill()
+    process.wait()
+    assert pods(tmp_path).ended(state) == (container.name,)
+    shutil.rmtree(tmp_path / "a")
+    assert pods(tmp_path).ended(state) == (container.name,)

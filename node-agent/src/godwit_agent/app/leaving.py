@@ -26,7 +26,8 @@ from godwit_agent.hostops.ports import (
     SourceFiles,
     SourceMemory,
 )
-from godwit_api.errors import GodwitError
+from godwit_api.errors import Aborted, GodwitError
+from godwit_api.reasons import Reason
 
 _GATE_TIMEOUT_S = 20.0
 _FREEZE_TIMEOUT_S = 2.0
@@ -138,7 +139,10 @@ class Leaving:
     # before the freeze
 
     def prepare(self) -> None:
-        """CRIU waits at its gate, the capture runs."""
+        """CRIU waits at its gate, the capture runs. ``Aborted(SourceExited)``."""
+        if ended := self._host.pods.ended(self.state):
+            message = f"container {', '.join(ended)}: its process has ended"
+            raise Aborted(Reason.SOURCE_EXITED, message)
         self._open_network()
         self._connections = self._connections or self._host.connections.watch(self._ips)
         self._host.stores.create_source(self._uid)

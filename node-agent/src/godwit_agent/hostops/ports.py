@@ -60,6 +60,9 @@ class Pods(Protocol):
     def list(self) -> tuple[str, ...]:
         """UIDs of all pods with a sandbox here."""
 
+    def ended(self, pod: PodState) -> tuple[str, ...]:
+        """Names of the containers whose first process is not there any more."""
+
     def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
         """Whether the runtime has done with containers whose processes have ended."""
 
