@@ -15,7 +15,7 @@ import pytest
 
 from godwit_agent.hostops import filerecords, procs, sharedobjects
 from godwit_agent.hostops.filerecords import Kind
-from godwit_agent.hostops.memory import _deliver
+from godwit_agent.hostops.memory import deliver
 from godwit_agent.hostops.sharedmemory import SharedMemory
 from godwit_agent.hostops.sharedstore import SharedStore
 from godwit_agent.memory.pageset import PAGE
@@ -106,7 +106,7 @@ def compare(sink: Sink, pids: tuple[int, ...]) -> int:
 
 
 def test_every_page_arrives(process: int, sink: Sink) -> None:
-    memory, pids = SharedMemory(_deliver), procs.tree(process)
+    memory, pids = SharedMemory(deliver), procs.tree(process)
     assert memory.announce("main", pids, sink)
     sent = []
     for _ in range(6):
@@ -157,7 +157,7 @@ def holders() -> Iterator[Holders]:
 
 @pytest.fixture
 def memory() -> Iterator[SharedMemory]:
-    made = SharedMemory(_deliver)
+    made = SharedMemory(deliver)
     yield made
     made.close()
 
@@ -184,10 +184,10 @@ def test_what_nobody_has_any_more_is_forgotten(
 def test_a_copy_that_starts_over_numbers_anew(sink: Sink, holders: Holders) -> None:
     pids = tuple(holders.make(name, name.encode() * PAGE)[0] for name in ("one", "two", "three"))
     for some in (pids[:2], pids[1:], pids):
-        memory = SharedMemory(_deliver)
+        memory = SharedMemory(deliver)
         copy(memory, some, sink)
         memory.close()
-    memory = SharedMemory(_deliver)
+    memory = SharedMemory(deliver)
     copy(memory, pids[1:], sink)
     memory.final("main", sink)
     sink.store.complete_all()

@@ -94,19 +94,27 @@ def predicted_freeze_ms(left_bytes: int, bandwidth: int, base_ms: int = FIXED_FR
     return base_ms + round(left_bytes * 1000 / bandwidth if bandwidth else 0)
 
 
+def allowance(bandwidth: int, budget_ms: int = 0, base_ms: int = FIXED_FREEZE_MS) -> int:
+    """Bytes that the freeze of a post-copy sends: what its budget lets through, without one
+    what costs nothing. ``base_ms``: of this freeze without them, shared memory included."""
+    return max(budget_ms - base_ms, 0) * bandwidth // 1000 if budget_ms else SMALL_BYTES
+
+
 def decide(
     done: Sequence[Round],
     *,
     budget_ms: int = 0,
     steps_left: int = 0,
     base_ms: int = FIXED_FREEZE_MS,
+    post_copy: bool = False,
 ) -> Decision:
     """After the rounds ``done``, oldest first; ``budget_ms`` 0: none.
 
     A budget below ``base_ms`` is refused before the first round, and one below the least that
     shared memory has added to it after that: no round can help, and no slower pod.
     ``steps_left``: how often the pod may still be slowed down before a budget is refused;
-    ``done`` then begins anew with the last round before the step.
+    ``done`` then begins anew with the last round before the step. ``post_copy``: instead of a
+    refusal, what the freeze cannot send comes after it; what else it costs must fit.
     """
     last = done[-1] if done else None
     least = base_ms + min((one.fixed_ms for one in done if not one.first), default=0)
@@ -117,6 +125,11 @@ def decide(
     verdict = _verdict(done, predicted, budget_ms)
     if verdict is Verdict.REFUSE and steps_left > 0:
         verdict = Verdict.THROTTLE
+    if last and post_copy:
+        sent = min(last.left_bytes, allowance(last.bandwidth, budget_ms, base_ms))
+        predicted = predicted_freeze_ms(sent, last.bandwidth, base_ms)
+        if verdict is Verdict.REFUSE and predicted <= budget_ms:
+            verdict = Verdict.SWITCH
     return Decision(verdict, predicted)
 
 
