@@ -72,11 +72,16 @@ class Copier:
             work.join()
             session.cancelled.clear()
 
-    def once_more(self, session: SourceSession) -> None:
-        """Before a freeze: what changed since the copy ended; everything when it was lost."""
+    def once_more(self, session: SourceSession, allowance: int | None = None) -> None:
+        """Before a freeze: what changed since the copy ended; everything when it was lost.
+        ``allowance``: of a post-copy; when a round leaves more than that, another one helps
+        nobody."""
         if session.outlet is None or not session.outlet.usable or not session.copied:
             log.info("copy starts over", uid=session.migration.uid, epoch=session.migration.epoch)
-            self._rounds(session, CopyPolicy(), lambda _: None)
+            policy = CopyPolicy(post_copy=allowance is not None)
+            self._rounds(session, policy, lambda _: None)
+            return
+        if allowance is not None and session.left_bytes > allowance:
             return
         for _ in range(3):
             if self._round(session, session.outlet).left_bytes <= rounds.SMALL_BYTES:
@@ -123,7 +128,11 @@ class Copier:
             number += 1
             base_ms = self._freezes.base_ms(session.count)
             decision = rounds.decide(
-                done, budget_ms=budget_ms, steps_left=len(steps), base_ms=base_ms
+                done,
+                budget_ms=budget_ms,
+                steps_left=len(steps),
+                base_ms=base_ms,
+                post_copy=policy.post_copy,
             )
             progress = _progress(session, number, done, decision, share)
             if decision.verdict in _GOES_ON:

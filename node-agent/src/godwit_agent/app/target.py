@@ -17,8 +17,9 @@ import msgspec
 from godwit_agent import log
 from godwit_agent.app import fitness
 from godwit_agent.app.arriving import Arriving, StoreSink
-from godwit_agent.app.asking import Asking, require_not_committed
+from godwit_agent.app.asking import Asking, Telling, require_not_committed
 from godwit_agent.app.epochs import known, refuse_stale
+from godwit_agent.app.fetching import Fetching
 from godwit_agent.app.journal import Journal, JournalStore, Key, Role, Step
 from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory, Ran, Restored
@@ -33,7 +34,7 @@ _SILENCE_S = 5.0
 _GATE_STEP_S = 1.0
 _RUNS = (Step.FENCED, Step.RESUMED)
 """Behind either the copy runs, or is about to and nothing else may become of it."""
-_OVER = (*_RUNS, Step.REFUSED, Step.ABORTED, Step.FINISHED)
+_OVER = (*_RUNS, Step.LOST, Step.REFUSED, Step.ABORTED, Step.FINISHED)
 
 
 class Target:
@@ -157,10 +158,17 @@ class Target:
             log.info("armed", **_keys(session))
 
     def restore(
-        self, migration: Migration, node: str, deadline: float, outgoing: tuple[Outgoing, ...] = ()
+        self,
+        migration: Migration,
+        node: str,
+        deadline: float,
+        outgoing: tuple[Outgoing, ...] = (),
+        *,
+        post_copy: bool = False,
     ) -> Restored:
         """Inside the freeze: a complete, stopped, verified copy, or an error. ``outgoing``: the
-        pod's own connections, which this node translates from now on."""
+        pod's own connections, which this node translates from now on. ``post_copy``: complete
+        but for pages that the source has said it withholds; they are fetched from now on."""
         watch = Stopwatch()
         session = self._session(migration.uid, migration.epoch, current=True)
         session.require_source(node)
@@ -171,8 +179,13 @@ class Target:
             if not session.stopped:
                 left = max(deadline - time.monotonic(), 0.01)
                 self._start_asking(session, left + _SILENCE_S)
+                session.pod.complete(watch, may_miss=post_copy)
+                self._start_fetching(session)
                 session.stopped = session.pod.restore(left, watch, outgoing)
-            return Restored(session.stopped, watch.parts_us)
+            missing = session.pod.missing()
+            if missing:
+                missing.hold()  # before it can run
+            return Restored(session.stopped, watch.parts_us, missing.bytes if missing else 0)
 
     def run(self, migration: Migration, node: str) -> Ran:
         """The source has committed: route, door, resume, replay. Never refused as stale."""
@@ -187,6 +200,11 @@ class Target:
         """
         session = self._session(migration.uid, migration.epoch, current=True)
         with session.busy("RunFenced"):
+            if _incomplete(session):
+                self._stop_fetching(session)
+                self._lose(session, Rejected(Reason.NODE_LOST, "the source's node is gone"))
+            if lost := session.journal.find(Step.LOST):
+                raise Rejected(Reason.NODE_LOST, str(lost.data["message"]))
             if not session.journal.find(*_RUNS):
                 self._require_copy(session)
                 session.journal.append(Step.FENCED)
@@ -234,9 +252,20 @@ class Target:
 
     def recover(self, session: TargetSession) -> None:
         """A copy may be here, or not: the source decides, or what has been decided goes on."""
-        if session.journal.find(*_RUNS):
-            self._run(session, again=True)
+        if session.journal.has(Step.LOST):
+            session.pod.kill()
+            self._tell_arrived(session)
+        elif session.journal.find(*_RUNS):
+            self._start_fetching(session)
+            try:
+                self._run(session, again=True)
+            finally:
+                if session.fetching:  # also when the copy has ended meanwhile
+                    session.fetching.run()
+                if session.journal.has(Step.ARRIVED):
+                    self._tell_arrived(session)
         elif session.journal.last is Step.ARMED:
+            self._start_fetching(session)
             self._start_asking(session, 0.0)
         elif not session.journal.terminal:
             # what was in the store is of no use without the process that knew what is missing
@@ -248,6 +277,9 @@ class Target:
             if over is not None:
                 raise Aborted(Reason.RESTORE_FAILED, f"the attempt is over ({over.step})")
             session.pod.verify()
+            missing = session.pod.missing()
+            if missing and missing.bytes:
+                raise Aborted(Reason.RESTORE_FAILED, f"it lacks {missing.bytes} bytes of memory")
         except Aborted as error:
             message = f"this node holds no complete copy: {error.message}"
             raise Rejected(Reason.NODE_LOST, message) from error
@@ -273,6 +305,8 @@ class Target:
                     data = {"resumed_unix_ns": resumed_ns, "timings_us": dict(watch.parts_us)}
                     session.journal.append(Step.RESUMED, data)
                 log.info("running", **_keys(session), **watch.parts_us)
+            if session.fetching:
+                session.fetching.run()
             return Ran(resumed_ns, watch.parts_us)
 
     def _replay(self, session: TargetSession, watch: Stopwatch) -> None:
@@ -292,6 +326,7 @@ class Target:
                 raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
             if session.journal.terminal:
                 return  # a late word: there is nothing any more
+            self._stop_fetching(session)
             session.pod.refuse()
             session.stopped = 0
             if not session.journal.has(Step.REFUSED):
@@ -311,16 +346,76 @@ class Target:
                 require_not_committed(session, self._peers)
             if step is Step.FINISHED and not runs:
                 raise Rejected(Reason.WRONG_STEP, "the copy does not run")
+            if _incomplete(session):
+                message = "pages are still on the source"
+                raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
+            self._stop_fetching(session)
             if not runs:
                 session.pod.refuse()
             session.pod.disarm()
-            session.pod.forget(runs=runs)
+            session.pod.forget(runs=runs, lost=session.journal.has(Step.LOST))
             session.journal.append(step)
             if migration.uid not in self._journals.live():  # else this node is its source, too
                 self._host.stores.destroy(migration.uid)
         with self._lock:
             self._sessions.pop((migration.uid, migration.epoch), None)
         log.info("target over", **_keys(session), step=step)
+
+    def missing(self, key: Key) -> tuple[int, GodwitError | None]:
+        """(bytes of a running copy that are still on its source, why they never come)."""
+        journal = self._journals.get(key)
+        lost = journal.find(Step.LOST) if journal else None
+        if lost:
+            return 0, Rejected(Reason(lost.data["reason"]), str(lost.data["message"]))
+        with self._lock:
+            session = self._sessions.get((key.uid, key.epoch))
+        missing = session.pod.missing() if session and _incomplete(session) else None
+        return (missing.bytes if missing else 0), None
+
+    def _start_fetching(self, session: TargetSession) -> None:
+        """From now on, if anything is missing."""
+        missing = session.pod.missing()
+        if missing is None or session.fetching or session.journal.find(Step.ARRIVED, Step.LOST):
+            return
+        session.fetching = Fetching(
+            session.migration,
+            session.source,
+            missing,
+            self._peers,
+            arrived=lambda: self._all_here(session),
+            lost=lambda error: self._lose(session, error),
+        )
+        session.fetching.start()
+
+    @staticmethod
+    def _stop_fetching(session: TargetSession) -> None:
+        fetching, session.fetching = session.fetching, None
+        if fetching:
+            fetching.stop()
+
+    def _all_here(self, session: TargetSession) -> None:
+        session.journal.append(Step.ARRIVED)
+        log.info("every page has arrived", **_keys(session))
+        missing = session.pod.missing()
+        if missing:
+            missing.let_go()
+        self._tell_arrived(session)
+
+    def _tell_arrived(self, session: TargetSession) -> None:
+        """In the background, until the source has heard it: it ends what stands frozen there."""
+        telling = Telling(session, self._peers, self.stopping)
+        telling.start()
+
+    def _lose(self, session: TargetSession, error: GodwitError) -> None:
+        """It must not run on: what it has not got would be waited for, or read as zero."""
+        session.pod.kill()
+        if not session.journal.has(Step.LOST):
+            message = f"the pod's process is lost with memory that was still on its source: {error}"
+            fenced = error.reason is Reason.NODE_LOST
+            reason = Reason.NODE_LOST if fenced else Reason.PAGES_LOST
+            session.journal.append(Step.LOST, {"reason": reason, "message": message})
+            log.error("the running copy was killed", **_keys(session), error=error)
+        self._tell_arrived(session)
 
     def _start_asking(self, session: TargetSession, silence_s: float) -> None:
         asking = Asking(
@@ -364,6 +459,13 @@ def _why_over(journal: Journal) -> GodwitError:
         message = "the target's agent was restarted, and what it had received so far is lost"
         return Aborted(Reason.AGENT_RESTARTED, message)
     return Rejected(Reason.WRONG_STEP, f"this attempt is over ({journal.last})")
+
+
+def _incomplete(session: TargetSession) -> bool:
+    """Whether a copy runs that depends on its source."""
+    journal = session.journal
+    runs = journal.find(*_RUNS) and not journal.find(Step.ARRIVED, Step.LOST)
+    return bool(runs) and session.pod.missing() is not None
 
 
 def _keys(session: TargetSession) -> dict[str, object]:
