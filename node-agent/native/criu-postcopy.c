@@ -37,6 +37,7 @@
 #define ASK_AGAIN_MS 1000
 
 struct image {
+	dev_t device;
 	ino_t inode;
 	uint64_t process;
 	int marks; /* -1: nothing of it is missing */
@@ -99,8 +100,9 @@ static struct image image_of(int fd)
 	if (fstat(fd, &about))
 		return found;
 	for (size_t at = 0; at < image_count; at++)
-		if (images[at].inode == about.st_ino)
+		if (images[at].inode == about.st_ino && images[at].device == about.st_dev)
 			return images[at];
+	found.device = about.st_dev;
 	found.inode = about.st_ino;
 	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
 	if (readlink(link, path, sizeof(path) - 1) > 0) {

@@ -8,6 +8,7 @@ are zero stay holes.
 from __future__ import annotations
 
 import ctypes
+import functools
 import operator
 import os
 import threading
@@ -23,6 +24,7 @@ from godwit_api.errors import Aborted, Rejected
 from godwit_api.reasons import Reason
 
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1  # linux/falloc.h
+_ADDRESS_SPACE = 1 << 57
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
@@ -216,8 +218,9 @@ def _ranges(vpid: int, body: memoryview) -> array[int]:
         numbers.frombytes(bytes(body))
     except ValueError as error:
         raise Rejected(Reason.MALFORMED, f"ranges of process {vpid}: {error}") from error
-    ends = numbers[1::2]
-    uneven = len(numbers) % 2 or any(number & PAGE - 1 for number in numbers)
-    if uneven or any(map(operator.ge, numbers[::2], ends)) or max(ends, default=0) >= 1 << 57:
+    # many ranges, in the freeze: no step of the interpreter for each
+    together = functools.reduce(operator.or_, numbers, 0)
+    uneven = len(numbers) % 2 or together % PAGE or together >= _ADDRESS_SPACE
+    if uneven or any(map(operator.ge, numbers[::2], numbers[1::2])):
         raise Rejected(Reason.MALFORMED, f"ranges of process {vpid} are no page ranges")
     return numbers

@@ -57,7 +57,7 @@ class PageSet:
     def within(self, ranges: Iterable[tuple[int, int]]) -> PageSet:
         """Those pages that lie in ``ranges``."""
         found = PageSet()
-        for start, end in ranges:
+        for start, end in ranges if self._chunks else ():
             for number, first, last in _pieces(start, end):
                 chunk = self._chunks.get(number)
                 if chunk is None or chunk.find(1, first, last) < 0:
