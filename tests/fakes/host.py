@@ -137,6 +137,15 @@ class FakeNode:
     def do(self, what: str) -> None:
         self.world.do(self.name, what)
 
+    def reboot(self) -> None:
+        """What its memory held is gone: processes, and all below ``/run``."""
+        self.frozen_ids.clear()
+        self.guard_files.clear()
+        self.waiting.clear()
+        self.restored.clear()
+        self.stores_here.clear()
+        self.running = False
+
     def host(self) -> Host:
         return Host(
             pods=_Pods(self),
@@ -408,7 +417,7 @@ class FakeMissing(_Part):
         pass
 
     def let_go(self) -> None:
-        pass
+        self.node.do("let_go")
 
 
 class FakeStore(_Part):

@@ -191,6 +191,55 @@ def test_a_fenced_source_takes_a_running_copy_with_it(cluster: Cluster) -> None:
     assert not cluster.b.fake.stores_here
 
 
+def restart_the_target_node(cluster: Cluster) -> None:
+    cluster.b.stop()
+    cluster.b.fake.reboot()
+    cluster.b.start()
+
+
+def test_a_target_node_that_is_restarted_says_what_is_lost(cluster: Cluster) -> None:
+    switch_with_the_link_cut(cluster)
+    restart_the_target_node(cluster)
+    until(lambda: target(cluster).step == "Lost")
+    lost = target(cluster).lost
+    assert lost.reason == Reason.NODE_LOST
+    assert "still on its source" in lost.message
+    assert "the node it ran on was restarted" in lost.message
+    # nobody needs what stands frozen
+    until(lambda: cluster.a.steps()[-1:] == ["Arrived"])
+    assert "a.thaw" not in cluster.world.effects
+    cluster.finish()
+    assert cluster.a.steps() == ["Finished"]
+    assert SUCCESSOR not in cluster.b.fake.expected_pods, "it may start anew"
+    restart_the_target_node(cluster)
+    assert target(cluster).lost.reason == Reason.NODE_LOST
+
+
+def test_once_every_page_has_come_the_restart_is_one_as_any_other(cluster: Cluster) -> None:
+    cluster.ready()
+    assert cluster.switch(post_copy=True).committed
+    until(lambda: cluster.a.steps()[-1:] == ["Arrived"])
+    restart_the_target_node(cluster)
+    assert target(cluster).step == "Arrived"
+    assert not target(cluster).HasField("lost")
+    cluster.finish()
+    assert SUCCESSOR not in cluster.b.fake.expected_pods
+
+
+def test_a_fenced_source_leaves_a_copy_that_has_every_page_by_then(cluster: Cluster) -> None:
+    """The last page came while the fetching was stopped: nobody has written that down."""
+    switch_with_the_link_cut(cluster)
+    cluster.a.stop()
+    cluster.world.fail["b.let_go"] = lambda: missing(cluster).clear()
+    request = pb.RunRequest(migration=cluster.ref())
+    cluster.b.api.RunFenced(request, timeout=TIMEOUT)
+    assert target(cluster).step == "Arrived"
+    assert not cluster.b.fake.aborted_slots
+    request = pb.FinishTargetRequest(migration=cluster.ref())
+    cluster.b.api.FinishTarget(request, timeout=TIMEOUT)
+    assert not cluster.b.fake.stores_here
+
+
 def test_a_fenced_source_never_lets_an_incomplete_copy_run(cluster: Cluster) -> None:
     cluster.ready()
     cut(cluster)

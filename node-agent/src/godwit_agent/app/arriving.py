@@ -119,6 +119,11 @@ class Arriving:
         with watch.part("complete"):
             return self._require_store().complete(may_miss=may_miss).missing_bytes
 
+    @property
+    def here(self) -> bool:
+        """Whether the store, and with it any copy, is here: not on a node that was restarted."""
+        return self._store is not None
+
     def missing(self) -> MissingPages | None:
         return self._store.missing() if self._store else None
 

@@ -147,8 +147,8 @@ class Fetching:
                 return
             except Exception as error:
                 gone = isinstance(error, GodwitError) and error.reason is Reason.SOURCE_EXITED
-                if gone and self._running.is_set():
-                    self._fatal = Rejected(Reason.SOURCE_EXITED, str(error))
+                if isinstance(error, GodwitError) and gone and self._running.is_set():
+                    self._fatal = error
                     return
                 if not self._over.is_set():
                     self._warn(error)

@@ -26,7 +26,7 @@ from godwit_agent.app.peers import PeerFactory, Ran, Restored
 from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import NodeFacts, Obstacle, Outgoing, Place, Plan, Volume
-from godwit_agent.hostops.ports import Host
+from godwit_agent.hostops.ports import Host, Serving
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -201,8 +201,7 @@ class Target:
         session = self._session(migration.uid, migration.epoch, current=True)
         with session.busy("RunFenced"):
             if _incomplete(session):
-                self._stop_fetching(session)
-                self._lose(session, Rejected(Reason.NODE_LOST, "the source's node is gone"))
+                self._without_source(session)
             if lost := session.journal.find(Step.LOST):
                 raise Rejected(Reason.NODE_LOST, str(lost.data["message"]))
             if not session.journal.find(*_RUNS):
@@ -255,6 +254,9 @@ class Target:
         if session.journal.has(Step.LOST):
             session.pod.kill()
             self._tell_arrived(session)
+        elif _incomplete(session) and not session.pod.here:
+            message = "the node it ran on was restarted, and what had come went with it"
+            self._lose(session, Rejected(Reason.NODE_LOST, message))
         elif session.journal.find(*_RUNS):
             self._start_fetching(session)
             try:
@@ -293,6 +295,9 @@ class Target:
             if session.journal.find(Step.REFUSED, Step.ABORTED):
                 raise Unsafe(Reason.RESTORE_FAILED, "the copy is gone")
             pod = session.pod
+            if not record and not pod.here:
+                message = "the copy is gone: this node was restarted before it was to run"
+                raise Unsafe(Reason.RESTORE_FAILED, message)
             with watch.part("route"):
                 pod.take_route()
             with watch.part("door"):
@@ -302,7 +307,11 @@ class Target:
             with watch.part("after_resume"):
                 if not record:
                     self._replay(session, watch)
-                    data = {"resumed_unix_ns": resumed_ns, "timings_us": dict(watch.parts_us)}
+                    data = {
+                        "resumed_unix_ns": resumed_ns,
+                        "timings_us": dict(watch.parts_us),
+                        "incomplete": pod.missing() is not None,
+                    }
                     session.journal.append(Step.RESUMED, data)
                 log.info("running", **_keys(session), **watch.parts_us)
             if session.fetching:
@@ -387,6 +396,17 @@ class Target:
         )
         session.fetching.start()
 
+    def _without_source(self, session: TargetSession) -> None:
+        """No page comes any more: all of them are here, or the copy is lost."""
+        self._stop_fetching(session)
+        if not _incomplete(session):
+            return  # the last one has come meanwhile
+        missing = session.pod.missing()
+        if missing and not missing.bytes and missing.serving() is not Serving.BROKEN:
+            self._all_here(session)
+        else:
+            self._lose(session, Rejected(Reason.NODE_LOST, "the source's node is gone"))
+
     @staticmethod
     def _stop_fetching(session: TargetSession) -> None:
         fetching, session.fetching = session.fetching, None
@@ -410,9 +430,10 @@ class Target:
         """It must not run on: what it has not got would be waited for, or read as zero."""
         session.pod.kill()
         if not session.journal.has(Step.LOST):
-            message = f"the pod's process is lost with memory that was still on its source: {error}"
-            fenced = error.reason is Reason.NODE_LOST
-            reason = Reason.NODE_LOST if fenced else Reason.PAGES_LOST
+            why = "the pod's process is lost with memory that was still on its source"
+            by_node = error.reason is Reason.NODE_LOST
+            reason = Reason.NODE_LOST if by_node else Reason.PAGES_LOST
+            message = f"{why}: {error.message}"
             session.journal.append(Step.LOST, {"reason": reason, "message": message})
             log.error("the running copy was killed", **_keys(session), error=error)
         self._tell_arrived(session)
@@ -462,10 +483,11 @@ def _why_over(journal: Journal) -> GodwitError:
 
 
 def _incomplete(session: TargetSession) -> bool:
-    """Whether a copy runs that depends on its source."""
-    journal = session.journal
-    runs = journal.find(*_RUNS) and not journal.find(Step.ARRIVED, Step.LOST)
-    return bool(runs) and session.pod.missing() is not None
+    """Whether a copy runs that depends on its source. By the journal: a node that was restarted
+    has lost the copy, and all that it knew of what is missing."""
+    resumed = session.journal.find(Step.RESUMED)
+    depends = resumed is not None and bool(resumed.data.get("incomplete"))
+    return depends and not session.journal.find(Step.ARRIVED, Step.LOST)
 
 
 def _keys(session: TargetSession) -> dict[str, object]:
