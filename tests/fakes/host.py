@@ -108,6 +108,7 @@ class FakeNode:
         self.dirty = [1 << 20, 4096, 0]
         self.shared: tuple[tuple[int, int], ...] = ()  # of the source, by device and inode
         self.shared_us = 0
+        self.bound = 0  # of what each round finds written, what no post-copy withholds
         self.left_out: tuple[tuple[int, int], ...] = ()
         self.frozen_ids: set[str] = set()
         self.guard_files: dict[str, Guard] = {}
@@ -280,7 +281,10 @@ class _Memory(_Part):
         dirty = int(dirty * min(self.node.cpus.values(), default=1.0)) // len(PAGE) * len(PAGE)
         for start in range(0, dirty, len(PAGE)):
             sink.pages("app", 1, 0x10000 + start, memoryview(PAGE))
-        return RoundStats(dirty, dirty, 10, since_us, freeze_us=self.node.shared_us)
+        bound = min(self.node.bound, dirty)
+        return RoundStats(
+            dirty, dirty, 10, since_us, freeze_us=self.node.shared_us, bound_bytes=bound
+        )
 
     def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
         self.node.do("final_memory")

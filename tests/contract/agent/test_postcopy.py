@@ -330,6 +330,28 @@ def test_a_budget_that_is_not_met_is_no_obstacle(cluster: Cluster) -> None:
     comes_to_its_end(cluster)
 
 
+def test_a_budget_counts_what_cannot_be_withheld(cluster: Cluster) -> None:
+    """10 MiB of shared memory take 105 ms of a link that carries 100 MB/s."""
+    cluster.a.fake.dirty = [10 << 20]
+    cluster.a.fake.bound = 10 << 20
+    cluster.prepare()
+    limits = {"budget_ms": 190, "limit": 100_000_000}
+    assert refusal(lambda: cluster.copy(**limits, post_copy=True)) is Reason.FREEZE_BUDGET_EXCEEDED
+    cluster.a.fake.bound = 1 << 20
+    assert cluster.copy(**limits, post_copy=True)[-1].converged
+
+
+@pytest.mark.parametrize("bound", [0, 9 << 20])
+def test_only_what_cannot_be_withheld_is_copied_once_more(cluster: Cluster, bound: int) -> None:
+    cluster.a.fake.dirty = [20 << 20]
+    cluster.a.fake.bound = bound
+    cluster.ready()
+    rounds = cluster.world.effects.count("a.round")
+    assert cluster.switch(post_copy=True).committed
+    assert (cluster.world.effects.count("a.round") > rounds) == bool(bound)
+    comes_to_its_end(cluster)
+
+
 def refusal_reason(response: pb.SwitchResponse) -> Reason:
     assert not response.committed
     return Reason(response.failure.reason)

@@ -172,6 +172,23 @@ def test_a_post_copy_does_not_help_where_the_freeze_itself_takes_too_long() -> N
     assert decision == Decision(Verdict.SWITCH, 200)
 
 
+def test_what_no_post_copy_withholds_is_part_of_its_freeze() -> None:
+    same = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH, bound_bytes=30 * MB)
+    done = [first(1000 * MB), same, same, same, same]
+    room = FIXED_FREEZE_MS + 400
+    assert rounds.allowance(BANDWIDTH, room, FIXED_FREEZE_MS, 30 * MB) == 10 * MB
+    assert rounds.decide(done, budget_ms=room, post_copy=True) == Decision(Verdict.SWITCH, room)
+    decision = rounds.decide(done, budget_ms=FIXED_FREEZE_MS + 200, post_copy=True)
+    assert decision == Decision(Verdict.REFUSE, FIXED_FREEZE_MS + 300)
+    assert rounds.decide(done, post_copy=True) == Decision(Verdict.SWITCH, FIXED_FREEZE_MS + 300)
+
+
+def test_it_grows_with_the_round_as_all_that_is_left_does() -> None:
+    slow = Round(60 * MB, 60 * MB, 1.2, 0.6, BANDWIDTH, bound_bytes=30 * MB)
+    assert (slow.left_bytes, slow.bound_left_bytes) == (120 * MB, 60 * MB)
+    assert replace(slow, since_s=0.0).bound_left_bytes == 0
+
+
 def test_after_a_step_the_copy_has_its_patience_again() -> None:
     same = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH)
     assert rounds.decide([same], budget_ms=200, steps_left=3).verdict is Verdict.AGAIN

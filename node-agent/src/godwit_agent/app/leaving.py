@@ -108,6 +108,7 @@ class Leaving:
             processes=memory.processes,
             freeze_us=memory.freeze_us + files.freeze_us,
             carried_bytes=memory.carried_bytes,
+            bound_bytes=memory.bound_bytes + files.dirty_bytes,
         )
 
     def throttle(self, share: float) -> None:

@@ -52,6 +52,7 @@ class SourceSession:
     copied: bool = False
     compress: bool = False
     left_bytes: int = 0  # for the freeze to send, by the last round
+    bound_bytes: int = 0  # of them, what no post-copy withholds
     fixed_ms: int = 0  # what shared memory adds to any freeze, by the last round
     bandwidth: int = 0
     count: int = 0  # of processes, by the last round

@@ -155,7 +155,7 @@ class Source:
                 allowance = self._allowance(session, budget_ms, post_copy=post_copy)
                 left = session.left_bytes
                 if allowance is not None:
-                    left = min(left, allowance)
+                    left = min(left, session.bound_bytes + allowance)
                 predicted = rounds.predicted_freeze_ms(left, session.bandwidth, base_ms)
                 if budget_ms and predicted > budget_ms:
                     message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
@@ -326,7 +326,8 @@ class Source:
         """By the last round, too; None: no post-copy, everything is sent."""
         if not post_copy:
             return None
-        return rounds.allowance(session.bandwidth, budget_ms, self._base_ms(session))
+        base_ms, bound = self._base_ms(session), session.bound_bytes
+        return rounds.allowance(session.bandwidth, budget_ms, base_ms, bound)
 
     def _still_forward(self, session: SourceSession, deadline: float) -> Outcome:
         self.go_on(session)

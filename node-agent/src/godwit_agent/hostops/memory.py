@@ -45,6 +45,7 @@ class _Totals:
     copied: int = 0
     scan_ns: int = 0
     look_ns: int = 0
+    bound: int = 0
     withheld: int = 0
     left: int | None = None  # may still be sent; None: everything
     parts: dict[str, int] = field(default_factory=dict)
@@ -127,6 +128,7 @@ class HostSourceMemory:
             else:
                 shared = self._shared.round(container.name, sink, cancelled)
             totals.dirty += shared.dirty
+            totals.bound += shared.dirty
             totals.copied += shared.copied
             totals.look_ns += shared.look_ns
         if not last:
@@ -148,6 +150,7 @@ class HostSourceMemory:
             processes=len(seen),
             freeze_us=totals.look_ns // 1000 + self._shared.fill_us(),
             carried_bytes=self._shared.carried_bytes(),
+            bound_bytes=totals.bound,
             withheld_bytes=totals.withheld,
         )
 

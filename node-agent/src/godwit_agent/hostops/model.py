@@ -172,7 +172,8 @@ class RoundStats:
     the previous pass to this one (0 for the first); ``parts_us``: named parts;
     ``processes``: that were found. What a freeze will cost however little is written:
     ``freeze_us``, and ``carried_bytes`` of shared memory that CRIU itself dumps, sends and
-    restores. ``withheld_bytes``: changed and not sent, for post-copy.
+    restores. ``bound_bytes`` of ``dirty_bytes`` are shared memory and files, of which no post-copy
+    withholds anything; ``withheld_bytes``: changed and not sent, for post-copy.
     """
 
     dirty_bytes: int
@@ -183,6 +184,7 @@ class RoundStats:
     processes: int = 0
     freeze_us: int = 0
     carried_bytes: int = 0
+    bound_bytes: int = 0
     withheld_bytes: int = 0
 
 

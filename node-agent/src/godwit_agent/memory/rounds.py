@@ -47,6 +47,7 @@ class Round:
     ``bandwidth`` bytes/s (0: not known); ``since_s``: from the start of the round before to
     the start of this one, 0 for the first, which finds everything. ``fixed_ms``: what a freeze
     of this pod lasts longer than of one without shared memory, however little is written.
+    ``bound_bytes`` of ``dirty_bytes`` are what no post-copy leaves for later.
     """
 
     dirty_bytes: int
@@ -55,6 +56,7 @@ class Round:
     since_s: float
     bandwidth: int
     fixed_ms: int = 0
+    bound_bytes: int = 0
 
     @property
     def first(self) -> bool:
@@ -63,9 +65,17 @@ class Round:
     @property
     def left_bytes(self) -> int:
         """At most this much is there to send after the round; 0 where it is not known yet."""
+        return self._left(self.dirty_bytes)
+
+    @property
+    def bound_left_bytes(self) -> int:
+        """Of ``left_bytes``, what no post-copy leaves for later."""
+        return self._left(self.bound_bytes)
+
+    def _left(self, dirty_bytes: int) -> int:
         if self.first:
             return 0
-        return round(self.dirty_bytes * max(1.0, self.seconds / self.since_s))
+        return round(dirty_bytes * max(1.0, self.seconds / self.since_s))
 
     @property
     def dirty_rate(self) -> int:
@@ -94,10 +104,14 @@ def predicted_freeze_ms(left_bytes: int, bandwidth: int, base_ms: int = FIXED_FR
     return base_ms + round(left_bytes * 1000 / bandwidth if bandwidth else 0)
 
 
-def allowance(bandwidth: int, budget_ms: int = 0, base_ms: int = FIXED_FREEZE_MS) -> int:
-    """Bytes that the freeze of a post-copy sends: what its budget lets through, without one
-    what costs nothing. ``base_ms``: of this freeze without them, shared memory included."""
-    return max(budget_ms - base_ms, 0) * bandwidth // 1000 if budget_ms else SMALL_BYTES
+def allowance(
+    bandwidth: int, budget_ms: int = 0, base_ms: int = FIXED_FREEZE_MS, bound_bytes: int = 0
+) -> int:
+    """Bytes of pages that the freeze of a post-copy sends: what its budget lets through, without
+    one what costs nothing, less ``bound_bytes``, which it sends anyway. ``base_ms``: of this
+    freeze without any of them."""
+    most = max(budget_ms - base_ms, 0) * bandwidth // 1000 if budget_ms else SMALL_BYTES
+    return max(most - bound_bytes, 0)
 
 
 def decide(
@@ -126,7 +140,8 @@ def decide(
     if verdict is Verdict.REFUSE and steps_left > 0:
         verdict = Verdict.THROTTLE
     if last and post_copy:
-        sent = min(last.left_bytes, allowance(last.bandwidth, budget_ms, base_ms))
+        bound = last.bound_left_bytes
+        sent = min(last.left_bytes, bound + allowance(last.bandwidth, budget_ms, base_ms, bound))
         predicted = predicted_freeze_ms(sent, last.bandwidth, base_ms)
         if verdict is Verdict.REFUSE and predicted <= budget_ms:
             verdict = Verdict.SWITCH
