@@ -40,8 +40,8 @@ FAULTS: dict[str, Callable[[Scene], object]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_rest_follows_and_every_page_is_right(scene: Scene, fault: str) -> None:
+def start_dirtier(scene: Scene) -> str:
+    """Address of a pod ``dirtier`` that writes more than the link will carry."""
     image = scene.cluster.workload_image("dirtier")
     scene.cluster.apply(
         workloads.dirtier("dirtier", scene.namespace, image, _MEGABYTES, node=scene.nodes[0])
@@ -49,6 +49,12 @@ def test_the_rest_follows_and_every_page_is_right(scene: Scene, fault: str) -> N
     scene.cluster.wait_ready("dirtier", scene.namespace)
     address = str(scene.pod("dirtier")["status"]["podIP"])
     assert scene.cluster.redis(address, "RATE", str(_RATE)) == "+OK"
+    return address
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_rest_follows_and_every_page_is_right(scene: Scene, fault: str) -> None:
+    address = start_dirtier(scene)
     done: list[int] = []
 
     def look(item: dict[str, Any]) -> None:
@@ -79,4 +85,47 @@ def test_the_rest_follows_and_every_page_is_right(scene: Scene, fault: str) -> N
         pass
     assert scene.cluster.redis(address, "VERIFY") == ":0"
     assert scene.pod("dirtier")["spec"]["nodeName"] == scene.nodes[1]
+    scene.assert_no_debris(pod_lives=True)
+
+
+@pytest.mark.parametrize(
+    ("which", "reason", "why"),
+    [
+        (0, "PagesLost", "does not stand frozen here any more"),
+        (1, "NodeLost", "the node it ran on was restarted"),
+    ],
+    ids=["source", "target"],
+)
+def test_what_is_lost_with_a_node_that_loses_its_power_is_said(
+    scene: Scene, which: int, reason: str, why: str
+) -> None:
+    """With pages outstanding; the pod starts anew on the target, as after any such loss."""
+    start_dirtier(scene)
+    node, target = scene.nodes[which], scene.nodes[1]
+    done: list[int] = []
+
+    def look(item: dict[str, Any]) -> None:
+        status = item.get("status", {})
+        if status.get("step") == "AwaitPages" and not done:
+            done.append(status["remainingBytes"])
+            scene.cluster.run("crash", node)
+            scene.cluster.run("boot", node)
+
+    with limited(scene.cluster, scene.nodes[:2], _MBIT):
+        name = scene.apply_migration("dirtier", target, convergence="PostCopy")
+        end = scene.cluster.watch_migration(name, scene.namespace, seconds=400, seen=look)["status"]
+    print(end)
+    assert done
+    assert end["phase"] == "Aborted", end
+    (told,) = (one for one in end["conditions"] if one["type"] == "Succeeded")
+    assert told["reason"] == reason, told
+    assert "memory that was still on its source" in told["message"], told
+    assert why in told["message"], told
+    # another process, and nothing that only looks like the one that was lost
+    scene.cluster.kubectl(
+        *("wait", "pod/dirtier", "-n", scene.namespace, "--for=condition=Ready", "--timeout=150s")
+    )
+    assert scene.pod("dirtier")["spec"]["nodeName"] == target
+    address = str(scene.pod("dirtier")["status"]["podIP"])
+    assert written(scene, address) == 0
     scene.assert_no_debris(pod_lives=True)
