@@ -17,6 +17,7 @@ class Cell:
     ``dirty_rate``: MiB/s of pages written, each once (dirtier and shared). ``link_mbit``:
     Mbit/s between the nodes, 0 for what the machine gives. ``interval_ms``: of the client's
     requests, 0 for one after the other. ``limit``: of the copy, as ``spec.bandwidthLimit``.
+    ``post_copy``: asked for, instead of a budget.
     """
 
     workload: str
@@ -26,6 +27,7 @@ class Cell:
     moves: int = 3
     interval_ms: float = 1.0
     limit: str = ""
+    post_copy: bool = False
 
     @property
     def name(self) -> str:
@@ -37,13 +39,15 @@ class Cell:
             parts.append(f"{self.link_mbit}mbit")
         if not self.interval_ms:
             parts.append("busy" if self.limit else "busy-unlimited")
+        if self.post_copy:
+            parts.append("postcopy")
         return "-".join(parts)
 
     @property
     def budget_ms(self) -> int:
         """Freeze budget of the migration; 0, none, for a load that the link can keep up with."""
         keeps_up = not self.link_mbit or self.dirty_rate * MEBIBYTE * 8 < self.link_mbit * 1e6
-        return 0 if keeps_up else HOPELESS_BUDGET_MS
+        return 0 if keeps_up or self.post_copy else HOPELESS_BUDGET_MS
 
     def to_json(self) -> dict[str, Any]:
         """The columns of a result."""
@@ -57,6 +61,11 @@ DEMO = Cell("redis", 200, moves=10)
 BUSY = Cell("redis", 2048, link_mbit=1000, interval_ms=0, moves=3, limit="100M")
 BUSY_UNLIMITED = replace(BUSY, limit="")
 SHARED = Cell("shared", 512, dirty_rate=10, moves=3)
+# What is refused without it.
+POST_COPY = (
+    Cell("dirtier", 512, 200, 1000, post_copy=True),
+    Cell("dirtier", 2048, 200, 1000, post_copy=True),
+)
 MEMORY = (64, 512, 2048, 4096)
 DIRTY_RATES = (0, 10, 50, 200)
 LINKS = (0, 1000)
@@ -71,7 +80,7 @@ def full() -> tuple[Cell, ...]:
         for link in LINKS
     )
     named = (MAIN, SMALL, LARGE, DEMO, BUSY, BUSY_UNLIMITED, SHARED)
-    return (*named, *(_few(cell) for cell in grid))
+    return (*named, *(_few(cell) for cell in grid), *POST_COPY)
 
 
 def quick() -> tuple[Cell, ...]:

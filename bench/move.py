@@ -45,6 +45,7 @@ def measured(place: Place, client: Counter, target: str, **spec: Any) -> dict[st
         "total_s": round(seen["End"] - seen["Applied"], 3),
         "predicted_freeze_ms": status.get("predictedFreezeMilliseconds"),
         "transferred_bytes": status.get("transferredBytes"),
+        "post_copy_bytes": status.get("postCopyBytes", 0),
         "rounds": status.get("rounds"),
         "dirty_bytes_s": status.get("dirtyBytesPerSecond"),
         "bandwidth_bytes_s": status.get("bandwidthBytesPerSecond"),

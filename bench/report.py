@@ -104,10 +104,10 @@ def grid(results: Results) -> str:
         wrong = [row["wrong_pages"] for row in rows if row["wrong_pages"] is not None]
         outcomes = "; ".join(sorted({row["outcome"] for row in rows if row not in moved}))
         gaps = [row["gap_ms"] for row in moved]
-        sent = median(row["transferred_bytes"] for row in moved)
+        sent = median(row["transferred_bytes"] + row.get("post_copy_bytes", 0) for row in moved)
         lines.append(
             [
-                cell.workload if cell.interval_ms else f"{cell.workload}, {_busy(cell)}",
+                _workload(cell),
                 str(cell.megabytes),
                 str(cell.dirty_rate or "–"),
                 f"{cell.link_mbit / 1000:g} Gbit/s" if cell.link_mbit else "–",
@@ -124,6 +124,11 @@ def grid(results: Results) -> str:
     head = ["workload", "MiB", "MiB/s written", "link", "moved", "gap ms (largest)", "freeze ms",
             "predicted ms", "rounds", "total s", "MiB sent", "wrong pages"]  # fmt: skip
     return table(head, lines)
+
+
+def _workload(cell: Cell) -> str:
+    how = {_busy(cell): not cell.interval_ms, "post-copy": cell.post_copy}
+    return ", ".join([cell.workload, *(name for name, applies in how.items() if applies)])
 
 
 def beside(results: Results) -> str:

@@ -74,6 +74,8 @@ def run_cell(cluster: Cluster, nodes: list[str], cell: Cell, log: Log) -> None:
     spec: dict[str, Any] = {"timeouts": {"copySeconds": 900}}
     if cell.budget_ms:
         spec["freezeBudgetMilliseconds"] = cell.budget_ms
+    if cell.post_copy:
+        spec["convergence"] = "PostCopy"
     if cell.limit:
         spec["bandwidthLimit"] = cell.limit
     with place.running(cluster, cell, nodes[0]) as here:

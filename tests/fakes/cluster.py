@@ -136,6 +136,7 @@ class Cluster:
         *,
         throttle: bool = False,
         compress: bool = False,
+        post_copy: bool = False,
         volumes: tuple[pb.CopiedVolume, ...] = (),
     ) -> list[pb.CopyProgress]:
         request = pb.CopyRequest(
@@ -146,6 +147,7 @@ class Cluster:
             bandwidth_limit_bytes_per_s=limit,
             throttle=throttle,
             compress=compress,
+            post_copy=post_copy,
             volumes=volumes,
         )
         return list(self.a.api.Copy(request, timeout=TIMEOUT))
@@ -175,6 +177,7 @@ class Cluster:
         timeout: float = TIMEOUT,
         freeze_timeout_ms: int = 0,
         budget_ms: int = 0,
+        post_copy: bool = False,
     ) -> pb.SwitchResponse:
         request = pb.SwitchRequest(
             migration=self.ref(epoch),
@@ -182,6 +185,7 @@ class Cluster:
             target=(target or self.b).peer(),
             freeze_timeout_ms=freeze_timeout_ms,
             freeze_budget_ms=budget_ms,
+            post_copy=post_copy,
         )
         return self.a.api.Switch(request, timeout=timeout)
 

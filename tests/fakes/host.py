@@ -16,6 +16,7 @@ from godwit_agent.hostops.model import (
     ONLY_RESTORED,
     Container,
     ContainerFacts,
+    Extent,
     Guard,
     HeldAddress,
     HostPath,
@@ -27,6 +28,7 @@ from godwit_agent.hostops.model import (
     Obstacle,
     Outgoing,
     Packet,
+    Piece,
     Place,
     Plan,
     PodState,
@@ -39,7 +41,7 @@ from godwit_agent.hostops.model import (
     Tracking,
     Volume,
 )
-from godwit_agent.hostops.ports import CopySink, Host
+from godwit_agent.hostops.ports import CopySink, Host, Serving
 from godwit_api.errors import Aborted, Rejected, Retryable
 from godwit_api.reasons import Reason
 
@@ -107,6 +109,7 @@ class FakeNode:
         self.dirty = [1 << 20, 4096, 0]
         self.shared: tuple[tuple[int, int], ...] = ()  # of the source, by device and inode
         self.shared_us = 0
+        self.bound = 0  # of what each round finds written, what no post-copy withholds
         self.left_out: tuple[tuple[int, int], ...] = ()
         self.frozen_ids: set[str] = set()
         self.guard_files: dict[str, Guard] = {}
@@ -132,9 +135,21 @@ class FakeNode:
         self.killed = False
         self.directories: dict[HostPath, bool] = {}
         self.cpus: dict[str, float] = {}  # of containers that are slowed down
+        self.withholds = 0  # pages that a freeze with an allowance does not send
+        self.wanted: list[Piece] = []  # what processes wait for
+        self.serving = Serving.RUNNING
 
     def do(self, what: str) -> None:
         self.world.do(self.name, what)
+
+    def reboot(self) -> None:
+        """What its memory held is gone: processes, and all below ``/run``."""
+        self.frozen_ids.clear()
+        self.guard_files.clear()
+        self.waiting.clear()
+        self.restored.clear()
+        self.stores_here.clear()
+        self.running = False
 
     def host(self) -> Host:
         return Host(
@@ -273,12 +288,18 @@ class _Memory(_Part):
         dirty = int(dirty * min(self.node.cpus.values(), default=1.0)) // len(PAGE) * len(PAGE)
         for start in range(0, dirty, len(PAGE)):
             sink.pages("app", 1, 0x10000 + start, memoryview(PAGE))
-        return RoundStats(dirty, dirty, 10, since_us, freeze_us=self.node.shared_us)
+        bound = min(self.node.bound, dirty)
+        return RoundStats(
+            dirty, dirty, 10, since_us, freeze_us=self.node.shared_us, bound_bytes=bound
+        )
 
-    def final(self, sink: CopySink) -> RoundStats:
+    def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
         self.node.do("final_memory")
         sink.pages("app", 1, 0x10000, memoryview(PAGE))
-        return RoundStats(4096, 4096, 10, 10, {"scan": 3})
+        withheld = self.node.withholds if allowance is not None else 0
+        if withheld:
+            sink.file("app", b"withheld", memoryview(str(withheld).encode()))
+        return RoundStats(4096, 4096, 10, 10, {"scan": 3}, withheld_bytes=withheld * len(PAGE))
 
     def close(self) -> None:
         self.node.do("close_memory")
@@ -305,6 +326,23 @@ class _Copies(_Part):
         for volume in pod.volumes:
             self.node.do(f"read {volume.path}")
         return _Files(self.node)
+
+    def frozen(self, pod: PodState) -> _Frozen:
+        return _Frozen(self.node)
+
+
+class _Frozen(_Part):
+    def read(self, piece: Piece) -> list[Extent]:
+        self.node.do("read_pages")
+        if self.node.killed or not self.node.frozen_ids:
+            raise Rejected(Reason.SOURCE_EXITED, "no such process stands here")
+        return [
+            Extent(start, end - start, PAGE * ((end - start) // len(PAGE)))
+            for start, end in piece.ranges
+        ]
+
+    def close(self) -> None:
+        pass
 
 
 class _Dump(_Part):
@@ -335,7 +373,9 @@ class _Dump(_Part):
 
 
 class _Dumps(_Part):
-    def prepare(self, container: Container, migration_uid: str) -> _Dump:
+    def prepare(
+        self, container: Container, migration_uid: str, *, post_copy: bool = False
+    ) -> _Dump:
         self.node.do("prepare_dump")
         return _Dump(self.node)
 
@@ -346,12 +386,59 @@ class _Dumps(_Part):
         self.node.do("reap_dump")
 
 
+AWAY = 0x40000000
+"""Where the pages are that the fake source withholds."""
+
+
+class FakeMissing(_Part):
+    """A set of addresses; each store has one, which outlives the agent's process."""
+
+    def __init__(self, node: FakeNode) -> None:
+        super().__init__(node)
+        self.pages: set[int] = set()
+        self.lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        return len(self.pages) * len(PAGE)
+
+    def pieces(self, most: int) -> Iterator[Piece]:
+        for address in sorted(self.pages):
+            yield Piece("app", 1, ((address, address + len(PAGE)),))
+
+    def wanted(self, timeout_s: float) -> list[Piece]:
+        end = time.monotonic() + min(timeout_s, 0.05)
+        while not self.node.wanted and time.monotonic() < end:
+            time.sleep(0.002)
+        found, self.node.wanted = self.node.wanted, []
+        return found
+
+    def arrived(self, piece: Piece, extents: Iterable[Extent]) -> None:
+        self.node.do("arrived")
+        for (start, end), extent in zip(piece.ranges, extents, strict=True):
+            assert (extent.vaddr, extent.length) == (start, end - start)
+            assert extent.data == PAGE * (extent.length // len(PAGE))
+            with self.lock:
+                self.pages -= set(range(start, end, len(PAGE)))
+
+    def serving(self) -> Serving:
+        return self.node.serving
+
+    def hold(self) -> None:
+        pass
+
+    def let_go(self) -> None:
+        self.node.do("let_go")
+
+
 class FakeStore(_Part):
     """Remembers what came."""
 
     def __init__(self, node: FakeNode, uid: str, containers: tuple[str, ...]) -> None:
         super().__init__(node)
         self.uid = uid
+        self.away = FakeMissing(node)
+        self.ever_missing = False
         self.got: list[tuple[object, ...]] = []
         self._slots = {
             name: Slot(name, HostPath(f"/s/{name}"), HostPath("/s/i"), HostPath("/s/w"))
@@ -382,10 +469,20 @@ class FakeStore(_Part):
     def start_daemons(self) -> None:
         self.node.do("start_daemons")
 
-    def complete(self) -> StoreTotals:
+    def complete(self, *, may_miss: bool = False) -> StoreTotals:
         self.node.do("complete")
         assert ("image", "app", "core-1.img", b"core") in self.got, "acknowledged too early"
-        return StoreTotals(4096, 4, 1)
+        for entry in self.got:
+            if entry[0] == "file" and entry[2] == b"withheld":
+                if not may_miss:
+                    raise Aborted(Reason.VERIFY_FAILED, "pages have stayed on the source")
+                count = int(str(entry[3], "ascii"))  # type: ignore[call-overload]
+                self.away.pages = {AWAY + at * len(PAGE) for at in range(count)}
+                self.ever_missing = True
+        return StoreTotals(4096, 4, 1, missing_bytes=self.away.bytes)
+
+    def missing(self) -> FakeMissing | None:
+        return self.away if self.ever_missing else None
 
     def require_shared(self) -> None:
         self.node.do("require_shared")

@@ -33,7 +33,7 @@ BASE = builder_root()
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NATIVE = ROOT / "node-agent/native"
-_SHIM = ("criu-shim.c", "criu-vmas.c", "criu-shared.c")
+_SHIM = ("criu-shim.c", "criu-vmas.c", "criu-shared.c", "criu-postcopy.c")
 RUNC_ROOT = "/run/containerd/runc/k8s.io"
 TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ import pytest
 from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import PodState, Tracking
 from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.store import HostTargetStore
+from godwit_api.errors import Retryable
 from host.lab import BASE, ROOT, Console, Lab, Node, Pod, lab
 from host.test_mechanisms import Agent
 
@@ -78,10 +81,30 @@ def start(scene: Lab, node: Node, names: list[str]) -> PodState:
     return Agent(node).pods.find(pod.uid)
 
 
+@contextlib.contextmanager
+def nothing_missing(store: HostTargetStore) -> Iterator[None]:
+    assert store.missing() is None
+    yield
+
+
 def move(
-    scene: Lab, state: PodState, here: Node, there: Node, console: Console | None = None
+    scene: Lab,
+    state: PodState,
+    here: Node,
+    there: Node,
+    console: Console | None = None,
+    *,
+    allowance: int | None = None,
+    rounds: bool = True,
+    fetching: Callable[[HostTargetStore], contextlib.AbstractContextManager[None]] = (
+        nothing_missing
+    ),
 ) -> tuple[Pod, PodState]:
-    """The steps of a migration in their order, without a network between the nodes."""
+    """The steps of a migration in their order, without a network between the nodes.
+
+    ``allowance``: bytes that are sent of memory, the rest is for ``fetching``, which is entered
+    before the restore and left when the source may end. ``rounds``: memory is copied before.
+    """
     source, target = Agent(here), Agent(there)
     container, uid = state.containers[0], str(uuid.uuid4())
     source.stores.create_source(uid)
@@ -92,7 +115,8 @@ def move(
         memory.announce(store)
         for owner, name, content in memory.bootstrap():
             store.image(owner, name, 0, len(content), memoryview(content))
-        memory.round(store)
+        if rounds:
+            memory.round(store)
     source.cgroups.guard(container)
     successor = scene.sandbox(there, IP)
     target.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
@@ -104,7 +128,7 @@ def move(
     store.start_daemons()
     door, far = source.network(state), target.network(arrived)
     far.close_door()
-    dump = source.dumps.prepare(container, uid)
+    dump = source.dumps.prepare(container, uid, post_copy=allowance is not None)
     dump.wait_waiting(10)
     dump.leave_out(memory.shared("main"))
     frozen = source.cgroups.freeze([container.id], 5)
@@ -115,7 +139,7 @@ def move(
 
     def last() -> None:
         try:
-            memory.final(store)
+            memory.final(store, allowance)
             files.final(store)
         except Exception as error:
             errors.append(error)
@@ -132,23 +156,31 @@ def move(
     assert not errors
     for name, content in dump.images():
         store.image("main", name, 0, len(content), memoryview(content))
-    store.complete()
+    print(store.complete(may_miss=allowance is not None))
+    with fetching(store):
+        begin = time.monotonic()
+        try:
+            restored = target.restores.restore(store.slots()["main"], 60)
+        finally:
+            if keep:
+                log = there.layout.local(store.slots()["main"].work) / "restore.log"
+                shutil.copy(log, keep)
+        print(f"restore {1000 * (time.monotonic() - begin):.0f} ms")
+        store.require_shared()
+        there.run("ip", "route", "replace", f"{IP}/32", "dev", successor.host_interface)
+        here.run("ip", "route", "replace", f"{IP}/32", "via", there.address)
+        scene.route(IP, there)
+        far.open_door()
+        target.restores.resume([restored])
+        far.inject(door.held(syn_since_ns=frozen, since_ns=frozen))
+        if allowance is not None:
+            source.cgroups.freeze([container.id], 5)
     begin = time.monotonic()
-    try:
-        restored = target.restores.restore(store.slots()["main"], 60)
-    finally:
-        if keep:
-            log = there.layout.local(store.slots()["main"].work) / "restore.log"
-            shutil.copy(log, keep)
-    print(f"restore {1000 * (time.monotonic() - begin):.0f} ms")
-    store.require_shared()
-    there.run("ip", "route", "replace", f"{IP}/32", "dev", successor.host_interface)
-    here.run("ip", "route", "replace", f"{IP}/32", "via", there.address)
-    scene.route(IP, there)
-    far.open_door()
-    target.restores.resume([restored])
-    far.inject(door.held(syn_since_ns=frozen, since_ns=frozen))
+    if allowance is not None:  # what has been held ends before CRIU hears of it
+        with contextlib.suppress(Retryable):
+            source.cgroups.kill([container.id], timeout_s=0.0)
     dump.finish()
+    print(f"end of the source {1000 * (time.monotonic() - begin):.0f} ms")
     source.cgroups.kill([container.id])
     drained = store.drained(10)
     if keep:

@@ -15,16 +15,19 @@ import pytest
 
 from godwit_agent.hostops import filerecords, procs, sharedobjects
 from godwit_agent.hostops.filerecords import Kind
-from godwit_agent.hostops.memory import _deliver
-from godwit_agent.hostops.sharedmemory import SharedMemory
+from godwit_agent.hostops.memory import HostSourceMemory, deliver
+from godwit_agent.hostops.model import Tracking
+from godwit_agent.hostops.pagescan import Scanner
+from godwit_agent.hostops.sharedmemory import SHARED, SharedMemory
 from godwit_agent.hostops.sharedstore import SharedStore
+from godwit_agent.hostops.tracking import probe
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted
 from host.lab import BASE, ROOT, Lab, lab
 from host.test_changing_memory import said, wait_for_passes
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
-from host.test_mechanisms_memory import stop
+from host.test_mechanisms_memory import pod_of, stop
 
 pytestmark = [
     pytest.mark.host,
@@ -106,7 +109,7 @@ def compare(sink: Sink, pids: tuple[int, ...]) -> int:
 
 
 def test_every_page_arrives(process: int, sink: Sink) -> None:
-    memory, pids = SharedMemory(_deliver), procs.tree(process)
+    memory, pids = SharedMemory(deliver), procs.tree(process)
     assert memory.announce("main", pids, sink)
     sent = []
     for _ in range(6):
@@ -123,6 +126,48 @@ def test_every_page_arrives(process: int, sink: Sink) -> None:
     assert last.copied < sent[0] / 4
     stop(pids, on=False)
     memory.close()
+
+
+class SharedOnly(Sink):
+    """Takes what is private as little as the freeze of a post-copy that may send nothing of it."""
+
+    def pages(self, container: str, vpid: int, vaddr: int, data: memoryview) -> None:
+        if vpid & SHARED:
+            super().pages(container, vpid, vaddr, data)
+
+    def zero(self, container: str, vpid: int, vaddr: int, length: int) -> None:
+        if vpid & SHARED:
+            super().zero(container, vpid, vaddr, length)
+
+    def file(self, container: str, header: bytes, body: memoryview) -> None:
+        record = filerecords.decode(header)
+        if record.kind is Kind.SHARED or record.number & SHARED:
+            super().file(container, header, body)
+
+
+@pytest.mark.skipif(
+    probe(Scanner()) is not Tracking.USERFAULTFD, reason="the kernel cannot track writes"
+)
+def test_a_post_copy_withholds_none_of_it_and_knows_how_much_there_is(
+    process: int, tmp_path: Path
+) -> None:
+    sink = SharedOnly(tmp_path)
+    memory, pids = HostSourceMemory(pod_of(process), Tracking.USERFAULTFD), procs.tree(process)
+    memory.announce(sink)
+    for _ in range(3):
+        written = memory.round(sink)
+        memory.announce(sink)
+        time.sleep(0.2)
+    assert 0 < written.bound_bytes <= written.dirty_bytes
+    stop(pids, on=True)
+    last = memory.final(sink, allowance=0)
+    assert last.copied_bytes == last.bound_bytes > 0
+    assert last.withheld_bytes == last.dirty_bytes - last.bound_bytes > 0
+    sink.store.complete_all()
+    assert compare(sink, pids) > 5 * 1024
+    stop(pids, on=False)
+    memory.close()
+    sink.store.close()
 
 
 class Holders:
@@ -157,7 +202,7 @@ def holders() -> Iterator[Holders]:
 
 @pytest.fixture
 def memory() -> Iterator[SharedMemory]:
-    made = SharedMemory(_deliver)
+    made = SharedMemory(deliver)
     yield made
     made.close()
 
@@ -184,10 +229,10 @@ def test_what_nobody_has_any_more_is_forgotten(
 def test_a_copy_that_starts_over_numbers_anew(sink: Sink, holders: Holders) -> None:
     pids = tuple(holders.make(name, name.encode() * PAGE)[0] for name in ("one", "two", "three"))
     for some in (pids[:2], pids[1:], pids):
-        memory = SharedMemory(_deliver)
+        memory = SharedMemory(deliver)
         copy(memory, some, sink)
         memory.close()
-    memory = SharedMemory(_deliver)
+    memory = SharedMemory(deliver)
     copy(memory, pids[1:], sink)
     memory.final("main", sink)
     sink.store.complete_all()

@@ -100,7 +100,7 @@ class Spec(View, frozen=True):
     dry_run: bool | None = None
     bandwidth_limit: int | str | None = None  # bytes per second, or a quantity
     compression: str | None = None  # None, Zstd
-    convergence: str | None = None  # Refuse, Throttle
+    convergence: str | None = None  # Refuse, Throttle, PostCopy
     copy_volumes: list[str] = []
 
 
@@ -196,6 +196,7 @@ class Status(View, frozen=True):
     copy_seconds_left: float | None = None
     transferred_bytes: int | None = None
     remaining_bytes: int | None = None
+    post_copy_bytes: int | None = None
     rounds: int | None = None
     timings: dict[str, int] = {}
     obstacles: list[ObstacleView] = []

@@ -89,6 +89,7 @@ class Reason(StrEnum):
     SOURCE_EXITED = "SourceExited"
     SOURCE_DELETED = "SourceDeleted"
     NODE_LOST = "NodeLost"
+    PAGES_LOST = "PagesLost"
     CANCELLED = "Cancelled"
     TIMED_OUT = "TimedOut"
     AGENT_UNREACHABLE = "AgentUnreachable"
@@ -99,5 +100,6 @@ class Reason(StrEnum):
     # Progress and success
     PENDING = "Pending"
     IN_PROGRESS = "InProgress"
+    POST_COPY = "PostCopy"
     DRY_RUN = "DryRun"
     SUCCEEDED = "Succeeded"

@@ -24,6 +24,7 @@ from godwit_operator.handover import Handover
 from godwit_operator.inspection import Facts, Inspection
 from godwit_operator.kube import NODES, PODS, KubeApi, find
 from godwit_operator.messages import copied_volumes, pod_ref, reference
+from godwit_operator.pages import await_pages
 from godwit_operator.plan import Committed, Done, Failed, Result, is_lost
 from godwit_operator.quantity import number
 from godwit_operator.queue import Queue
@@ -76,7 +77,7 @@ class Effects:
                 return await self._switch()
             case Step.RESOLVE_SWITCH:
                 return await self._outcome() or DONE
-            case Step.SYNC_ADDRESSES | Step.FINISH_SOURCE | Step.FINISH_TARGET:
+            case Step.SYNC_ADDRESSES | Step.AWAIT_PAGES | Step.FINISH_SOURCE | Step.FINISH_TARGET:
                 return await self._finish(step)
             case Step.AWAIT_READY | Step.REMOVE_BRIDGE | Step.DISARM_RULE | Step.CLEAN_UP:
                 return await self._tidy(step)
@@ -101,6 +102,13 @@ class Effects:
     @property
     def _inspection(self) -> Inspection:
         return Inspection(self.ports.api, self.ports.agents, self.migration)
+
+    @property
+    def _post_copy(self) -> bool:
+        """Not on the way home: a process that never leaves its node has nothing to gain."""
+        status = self.migration.status
+        asked = self.migration.spec.convergence == "PostCopy"
+        return asked and status.target_node != status.source_node
 
     async def _source(self) -> Agent:
         return await self.ports.agents.agent(self.migration.status.source_node)
@@ -166,6 +174,7 @@ class Effects:
             compress=spec.compression == "Zstd",
             throttle=spec.convergence == "Throttle",
             volumes=copied_volumes(migration),
+            post_copy=self._post_copy,
         )
         last: pb.CopyProgress | None = None
         learned = Learned()
@@ -224,6 +233,7 @@ class Effects:
             target=await self.ports.agents.peer(self.migration.status.target_node),
             freeze_budget_ms=spec.freeze_budget_milliseconds or 0,
             freeze_timeout_ms=timeout_ms,
+            post_copy=self._post_copy,
         )
         response = await (await self._source()).switch(request, timeout_ms / 1000 + 60)
         return _ended(response, self.migration)
@@ -253,10 +263,14 @@ class Effects:
                 for node in {status.source_node, status.target_node, status.handover.address_home}:
                     if node in failures and not await is_fenced(self.ports.api, node):
                         raise failures[node]
+            case Step.AWAIT_PAGES:
+                return await self._pages()
             case Step.FINISH_SOURCE:
                 if not await is_fenced(self.ports.api, status.source_node):
                     source = pb.FinishSourceRequest(
-                        migration=self._ref, pod=pod_ref(self.migration)
+                        migration=self._ref,
+                        pod=pod_ref(self.migration),
+                        lost=status.handover.lost,
                     )
                     await (await self._source()).finish_source(source)
             case _:
@@ -264,6 +278,16 @@ class Effects:
                     target = pb.FinishTargetRequest(migration=self._ref)
                     await (await self._target()).finish_target(target)
         return DONE
+
+    async def _pages(self) -> Answer:
+        api, status = self.ports.api, self.migration.status
+        if await is_fenced(api, status.target_node):
+            message = f"Node {status.target_node} is gone and with it the pod's process"
+            return Failed(Failure(reason=Reason.NODE_LOST, message=message)), Learned()
+        source = status.source_node
+        return await await_pages(
+            await self._target(), self.migration, self.report, lambda: is_fenced(api, source)
+        )
 
     async def _tidy(self, step: Step) -> Answer:
         note = self.migration.status.handover
@@ -414,7 +438,8 @@ def _ended(response: pb.SwitchResponse, migration: PodMigration) -> Answer:
             "freeze_milliseconds": freeze_ms,
             "freeze": f"{freeze_ms:.0f}ms",
             "transferred_bytes": response.transferred_bytes or migration.status.transferred_bytes,
-            "remaining_bytes": 0,
+            "remaining_bytes": response.missing_bytes,
+            "post_copy_bytes": response.missing_bytes or None,
             "copy_seconds_left": None,
             "timings": dict(response.timings_us),
         }

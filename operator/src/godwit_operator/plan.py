@@ -29,7 +29,7 @@ from godwit_operator.steps import AFTER_COMMIT, BACK, BEFORE_TOUCH, ENDS, ONWARD
 MAX_RETURNS = 3
 """Attempts to restore on the source node itself, before a person is asked."""
 
-LOST = frozenset({Reason.SOURCE_EXITED, Reason.SOURCE_DELETED, Reason.NODE_LOST})
+LOST = frozenset({Reason.SOURCE_EXITED, Reason.SOURCE_DELETED, Reason.NODE_LOST, Reason.PAGES_LOST})
 """Reasons after which there is no process left, or nobody wants it."""
 
 
@@ -88,6 +88,7 @@ class Observation:
     expected: bool = False
     released: bool = False
     committed: bool = False
+    missing: bool = False  # pages stayed on the source when it committed
     returning: bool = False  # the target is the source node itself
     returns: int = 0
     lost: bool = False  # no process is left, or nobody wants it
@@ -278,15 +279,21 @@ def _let_go(seen: Observation) -> Decision:
 
 
 def _forward(seen: Observation) -> Decision:
-    """After the commit every failure is only a reason to try again."""
+    """After the commit every failure is only a reason to try again, but for one: a copy that has
+    been killed since the rest of its memory will never come."""
     if seen.step not in AFTER_COMMIT:
         return Decision(AFTER_COMMIT[0])
-    waited = seen.step is Step.AWAIT_READY and seen.overdue
+    result = seen.result
+    if seen.step is Step.AWAIT_PAGES and isinstance(result, Failed) and is_lost(result.failure):
+        return Decision(Step.FINISH_SOURCE, result.failure)
+    waited = seen.step is Step.AWAIT_READY and (seen.overdue or seen.lost)
     if isinstance(seen.result, Done) or waited:
         following = AFTER_COMMIT[AFTER_COMMIT.index(seen.step) + 1 :]
+        if following and following[0] is Step.AWAIT_PAGES and not seen.missing:
+            following = following[1:]
         if following:
             return Decision(following[0])
-        return Decision(Step.ABORTED if seen.returning else Step.SUCCEEDED)
+        return Decision(Step.ABORTED if seen.returning or seen.lost else Step.SUCCEEDED)
     return Decision(seen.step)
 
 
@@ -333,10 +340,11 @@ def check(seen: Observation, decision: Decision) -> None:
         Step.NEXT_TARGET: not committed and not facts.attempt_open,
         Step.LET_GO: not committed and lost,
         Step.SYNC_ADDRESSES: committed,
+        Step.AWAIT_PAGES: committed,
         Step.FINISH_SOURCE: committed,
         Step.FINISH_TARGET: committed,
         Step.REMOVE_BRIDGE: committed or not pod_deleted or lost,
-        Step.SUCCEEDED: (committed and not seen.returning)
+        Step.SUCCEEDED: (committed and not (seen.returning or lost))
         or (facts.dry_run and not (committed or facts.guarded or facts.delete_intended)),
         Step.ABORTED: committed or not pod_deleted or lost,
         Step.REJECTED: seen.step in BEFORE_TOUCH or seen.step is Step.REJECTED,

@@ -123,6 +123,7 @@ def observation(
         expected=note.expected,
         released=note.released,
         committed=note.committed,
+        missing=bool(status.post_copy_bytes),
         returning=bool(status.epoch) and status.target_node == status.source_node,
         returns=note.returns,
         lost=note.lost,
@@ -147,18 +148,27 @@ def _told(status: Status, note: Handover, step: Step) -> tuple[str, str]:
             )
         case Step.SUCCEEDED:
             frozen = f", frozen for {status.freeze}" if status.freeze else ""
+            after = ""
+            if status.post_copy_bytes:
+                after = f", with {status.post_copy_bytes >> 20} MiB of memory fetched after that"
             return (
                 Reason.SUCCEEDED,
-                f"Moved from {status.source_node} to {status.target_node}{frozen}",
+                f"Moved from {status.source_node} to {status.target_node}{frozen}{after}",
             )
         case Step.REJECTED | Step.ABORTED | Step.STALLED:
             reason = failure.reason if failure else Reason.INTERNAL
             message = failure.message if failure else ""
-            if step is Step.ABORTED and note.committed:
+            if step is Step.ABORTED and note.committed and not note.lost:
                 message = f"{message}; the pod runs on its node {status.source_node} again"
             return reason, _clip(message)
         case Step.QUEUE:
             return Reason.PENDING, ""
+        case Step.AWAIT_PAGES:
+            return (
+                Reason.POST_COPY,
+                f"The pod runs on {status.target_node}; memory of it is still on "
+                f"{status.source_node}, and would be lost with that node",
+            )
         case _ if failure is not None and not note.committed:
             return failure.reason, _clip(f"Going back: {failure.message}")
         case _:

@@ -33,6 +33,7 @@ class Step(StrEnum):
     RESOLVE_SWITCH = "ResolveSwitch"  # source agent: how did it end?
     # Committed: forward only
     SYNC_ADDRESSES = "SyncAddresses"  # all agents
+    AWAIT_PAGES = "AwaitPages"  # target agent: of a post-copy only
     FINISH_SOURCE = "FinishSource"
     DISARM_RULE = "DisarmRule"  # also on the way back
     AWAIT_READY = "AwaitReady"
@@ -60,6 +61,7 @@ ENDS = frozenset({Step.SUCCEEDED, Step.REJECTED, Step.ABORTED, Step.STALLED})
 BEFORE_TOUCH = frozenset({Step.QUEUE, Step.CHECK})
 AFTER_COMMIT = (
     Step.SYNC_ADDRESSES,
+    Step.AWAIT_PAGES,
     Step.FINISH_SOURCE,
     Step.DISARM_RULE,
     Step.AWAIT_READY,
@@ -89,6 +91,7 @@ INTERRUPTIBLE = frozenset(
         Step.COPY,
         Step.FIND_SUCCESSOR,
         Step.AWAIT_GATE,
+        Step.AWAIT_PAGES,
     }
 )
 """Steps that a cancellation may cut short: repeating or undoing them is safe."""
@@ -123,7 +126,7 @@ def phase_of(step: Step, *, committed: bool) -> Phase | None:
             return Phase.HANDING_OVER
         case Step.SWITCH | Step.RESOLVE_SWITCH:
             return Phase.SWITCHING
-        case Step.SYNC_ADDRESSES | Step.FINISH_SOURCE:
+        case Step.SYNC_ADDRESSES | Step.AWAIT_PAGES | Step.FINISH_SOURCE:
             return Phase.COMMITTED
         case Step.AWAIT_READY | Step.FINISH_TARGET:
             return Phase.FINISHING

@@ -31,7 +31,7 @@ SUCCESSORS = {
 }
 EFFECTS = [
     "a.freeze", "a.drop", "a.dump", "a.dumped", "a.final_memory", "a.images", "a.reject",
-    "a.thaw", "a.lift", "a.route_via", "a.hold_address", "a.kill",
+    "a.thaw", "a.lift", "a.route_via", "a.hold_address", "a.kill", "a.read_pages",
     "b.bind", "b.start_daemons", "b.complete", "b.restore", "b.route_local", "b.open_door",
     "b.resume", "b.abort_restore", "b.destroy_store",
 ]  # fmt: skip
@@ -65,6 +65,10 @@ class WatchedWorld(World):
             self.violations.append(f"thawed beside a running copy: {last}")
         if f"{node}.{what}" == "a.kill" and not target.running:
             self.violations.append(f"the only copy was killed: {last}")
+        if f"{node}.{what}" == "a.kill" and any(
+            store.away.pages for store in target.stores_here.values()
+        ):
+            self.violations.append(f"pages were thrown away that the copy has not got: {last}")
         if f"{node}.{what}" == "b.abort_restore" and (target.running or source.killed):
             self.violations.append(f"the running copy was thrown away: {last}")
 
@@ -97,6 +101,7 @@ class WatchedCluster(Cluster):
         for node in (self.a, self.b):
             node.fake.world = watched
         watched.cluster = self
+        self.a.fake.withholds = 20
 
     @property
     def violations(self) -> list[str]:
@@ -132,9 +137,10 @@ class AnyOrder(RuleBasedStateMachine):
     def hand_over(self, epoch: int) -> None:
         self._try(self.cluster.hand_over, epoch, uid=SUCCESSORS[epoch])
 
-    @rule(epoch=epochs)
-    def switch(self, epoch: int) -> None:
-        self._try(self.cluster.switch, epoch, timeout=CALL_S, freeze_timeout_ms=1000)
+    @rule(epoch=epochs, post_copy=st.booleans())
+    def switch(self, epoch: int, post_copy: bool) -> None:
+        limits = {"timeout": CALL_S, "freeze_timeout_ms": 1000}
+        self._try(self.cluster.switch, epoch, **limits, post_copy=post_copy)
 
     @rule(epoch=epochs, effect=st.sampled_from(EFFECTS))
     def end_a_process_in_the_switch(self, epoch: int, effect: str) -> None:
@@ -198,6 +204,7 @@ class AnyOrder(RuleBasedStateMachine):
             pod=self.cluster.pod(),
             target=self.cluster.b.peer(),
             freeze_timeout_ms=1000,
+            post_copy=epoch == 1,
         )
 
     @rule(epoch=epochs, lift=st.booleans())
@@ -279,7 +286,8 @@ class AnyOrder(RuleBasedStateMachine):
         source, target = self.cluster.a.fake, self.cluster.b.fake
         undecided = {"Switching", "Committed"} & {s for e in self._states().values() for s in e}
         one = target.running if source.killed or source.frozen_ids else not target.running
-        return one and not undecided
+        whole = not any(store.away.pages for store in self.cluster.b.fake.stores_here.values())
+        return one and not undecided and (whole or not target.running)
 
     def _states(self) -> dict[int, list[str]]:
         request = pb.GetMigrationRequest(uid=MIGRATION)

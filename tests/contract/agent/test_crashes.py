@@ -180,3 +180,31 @@ def test_a_commit_record_of_unknown_fate_leaves_everything_frozen(
         assert caught.value.code() is grpc.StatusCode.DATA_LOSS
     assert cluster.a.fake.frozen_ids
     assert not cluster.b.fake.running
+
+
+def test_a_target_node_that_lost_its_copy_never_says_that_it_runs(
+    cluster: Cluster, crash: Crash
+) -> None:
+    """Restarted between the commit and the word to run: the frozen source is the last copy."""
+    cluster.ready()
+    cluster.world.fail["b.route_local"] = OSError("not now")
+    with pytest.raises(grpc.RpcError):
+        cluster.switch(timeout=3.0)
+    cluster.b.stop()
+    cluster.b.fake.reboot()
+    cluster.world.fail.clear()
+    cluster.b.start()
+    answers: list[grpc.RpcError] = []
+
+    def told() -> bool:
+        with pytest.raises(grpc.RpcError) as caught:
+            cluster.switch(timeout=3.0)
+        answers.append(caught.value)
+        return "restarted" in str(error_of(caught.value))
+
+    eventually(told)
+    assert answers[-1].code() is grpc.StatusCode.DATA_LOSS, "a person decides"
+    assert cluster.a.steps() == ["Committed"]
+    assert cluster.b.steps() == ["Armed"]
+    assert "a.kill" not in cluster.world.effects
+    assert "a.thaw" not in cluster.world.effects

@@ -72,6 +72,7 @@ FULL = Status(
     copy_seconds_left=0.5,
     transferred_bytes=1,
     remaining_bytes=1,
+    post_copy_bytes=1,
     rounds=3,
     timings={"dump": 1},
     obstacles=[ObstacleView(reason="A", message="b")],

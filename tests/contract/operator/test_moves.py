@@ -11,6 +11,7 @@ import pytest
 
 from contract.operator.world import FakeKubelet, FakePool, World, make_nodes
 from godwit_api.errors import Aborted, Rejected, Retryable
+from godwit_api.pb import agent_pb2 as pb
 from godwit_api.reasons import Reason
 from godwit_operator.addresses import Addresses
 from godwit_operator.driver import Driver
@@ -341,6 +342,68 @@ async def test_the_source_node_dies_without_a_copy(scene: Scene) -> None:
     assert after["metadata"]["uid"] != pod["metadata"]["uid"]
     assert after["spec"]["nodeName"] != home
     await scene.nothing_left(made["metadata"]["uid"])
+
+
+async def test_the_rest_of_the_memory_is_waited_for(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    scene.world.missing = [3 << 20, 2 << 20, 1 << 20, 0]
+    target = other(pod)
+    made = await scene.migrate(
+        "redis-0", run=False, target={"nodeName": target}, convergence="PostCopy"
+    )
+    task = asyncio.create_task(scene.drive())
+    await until_told(scene, "memory of it is still on")
+    seen = (await scene.api.get(MIGRATIONS, scene.namespace, "m"))["status"]
+    assert (seen["phase"], seen["reason"]) == ("Committed", "PostCopy"), seen
+    status = (await task)["status"]
+    assert status["phase"] == "Succeeded", status
+    assert status["postCopyBytes"] == 3 << 20
+    assert status["remainingBytes"] == 0
+    assert "3 MiB of memory fetched after that" in status["message"]
+    assert scene.world.running_on == target
+    await scene.nothing_left(made["metadata"]["uid"])
+
+
+@pytest.mark.parametrize("convergence", [{}, {"convergence": "Refuse"}])
+async def test_post_copy_is_never_the_default(scene: Scene, convergence: dict[str, str]) -> None:
+    pod = await scene.workload("StatefulSet")
+    scene.world.missing = [1 << 20, 0]
+    result = await scene.migrate("redis-0", target={"nodeName": other(pod)}, **convergence)
+    assert result["status"]["phase"] == "Succeeded"
+    assert not scene.world.post_copy
+    assert "postCopyBytes" not in result["status"]
+
+
+async def test_a_source_that_dies_with_pages_takes_the_process_with_it(scene: Scene) -> None:
+    """Not because it is silent: only when nothing can come from there any more."""
+    pod = await scene.workload("StatefulSet")
+    home = pod["spec"]["nodeName"]
+    scene.world.missing = [5 << 20]
+    made = await scene.migrate(
+        "redis-0", run=False, target={"nodeName": other(pod)}, convergence="PostCopy"
+    )
+    task = asyncio.create_task(scene.drive())
+    await until_told(scene, "5242880 bytes of the pod's memory are still on node")
+    assert not any(call == "run_fenced" for _, call, _ in scene.world.calls)
+    await scene.api.patch(NODES, None, home, {"spec": {"taints": [OUT_OF_SERVICE]}})
+    scene.pool.names.discard(home)
+    scene.world.guarded = False
+    status = (await task)["status"]
+    assert (status["phase"], status["reason"]) == ("Aborted", "NodeLost"), status
+    assert "memory is lost" in status["message"]
+    assert "runs on its node" not in status["message"]
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Stalled"] == "True"
+    await scene.nothing_left(made["metadata"]["uid"])
+
+
+async def test_pages_that_are_lost_end_the_migration(scene: Scene) -> None:
+    pod = await scene.workload("StatefulSet")
+    scene.world.missing = [5 << 20]
+    scene.world.pages_lost = pb.Obstacle(reason=Reason.PAGES_LOST, message="it was rebooted")
+    result = await scene.migrate("redis-0", target={"nodeName": other(pod)}, convergence="PostCopy")
+    status = result["status"]
+    assert (status["phase"], status["reason"]) == ("Aborted", "PagesLost"), status
+    assert any(call == "finish_source" for _, call, _ in scene.world.calls)
 
 
 async def test_cancel_while_copying(scene: Scene) -> None:

@@ -166,12 +166,12 @@ async def _final(api: HttpKubeApi, namespace: str, name: str = "m") -> dict[str,
     return found
 
 
-async def _apply(scene: Scene, pod: str, target: str) -> None:
+async def _apply(scene: Scene, pod: str, target: str, **more: str) -> None:
     body = {
         "apiVersion": "godwit.io/v1alpha1",
         "kind": "PodMigration",
         "metadata": {"name": "m"},
-        "spec": {"podName": pod, "target": {"nodeName": target}},
+        "spec": {"podName": pod, "target": {"nodeName": target}, **more},
     }
     await scene.api.create(MIGRATIONS, scene.namespace, body)
 

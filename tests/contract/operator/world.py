@@ -39,6 +39,9 @@ class World:
     on_fail: Callable[[], None] | None = None
     before_guard: Callable[[], Awaitable[Any]] | None = None
     sandbox_seconds: float = 0.0  # from a successor's address to its process
+    missing: list[int] = field(default_factory=list)  # what a post-copy tells, look by look
+    pages_lost: pb.Obstacle | None = None
+    post_copy: bool = False  # it was asked for
 
     def called(self, node: str, call: str, epoch: int) -> None:
         self.calls.append((node, call, epoch))
@@ -132,15 +135,24 @@ class FakeAgent:
         self.world.running_on = request.target.name
         node = request.target.name
         self.world.restored |= {u for u, n in self.world.expected.items() if n == node}
-        response = pb.SwitchResponse(committed=True, freeze_us=90500, transferred_bytes=1234)
+        self.world.post_copy = request.post_copy
+        response = self._response()
         response.timings_us["dump"] = 60000
         lost = self.world.fail.get("switch_reply")
         if lost:
             raise lost.pop(0)
         return response
 
+    def _response(self) -> pb.SwitchResponse:
+        missing = self.world.missing[0] if self.world.post_copy and self.world.missing else 0
+        return pb.SwitchResponse(
+            committed=True, freeze_us=90500, transferred_bytes=1234, missing_bytes=missing
+        )
+
     async def finish_source(self, request: pb.FinishSourceRequest) -> None:
         self._note("finish_source", request.migration)
+        assert request.lost == bool(self.world.pages_lost)
+        assert request.lost or not (self.world.post_copy and self.world.missing)
         self.world.guarded = False
 
     async def finish_target(self, request: pb.FinishTargetRequest) -> None:
@@ -161,6 +173,10 @@ class FakeAgent:
 
     async def run_fenced(self, request: pb.RunRequest) -> None:
         self._note("run_fenced", request.migration)
+        if self.world.missing:
+            self.world.pages_lost = pb.Obstacle(reason=Reason.NODE_LOST, message="memory is lost")
+            self.world.running_on = ""
+            raise Rejected(Reason.NODE_LOST, "memory is lost")
         if request.migration.epoch not in self.world.frozen_copies:
             raise Rejected(Reason.NODE_LOST, "no complete copy")
         self.world.committed[request.migration.epoch] = True
@@ -169,14 +185,23 @@ class FakeAgent:
 
     async def get_migration(self, uid: str) -> list[pb.MigrationRecord]:
         self.world.called(self.node, "get_migration", 0)
-        return [
-            pb.MigrationRecord(
-                epoch=epoch,
-                role=pb.ROLE_SOURCE,
-                outcome=pb.SwitchResponse(committed=True, freeze_us=90500, transferred_bytes=1234),
-            )
+        records = [
+            pb.MigrationRecord(epoch=epoch, role=pb.ROLE_SOURCE, outcome=self._response())
             for epoch in self.world.committed
         ]
+        return [*records, *map(self._target_record, self.world.committed)]
+
+    def _target_record(self, epoch: int) -> pb.MigrationRecord:
+        missing = self.world.missing
+        if len(missing) > 1 or missing == [0]:  # the last one stays, unless it is the end
+            missing.pop(0)
+        return pb.MigrationRecord(
+            epoch=epoch,
+            role=pb.ROLE_TARGET,
+            step="Lost" if self.world.pages_lost else "Resumed" if missing else "Arrived",
+            missing_bytes=missing[0] if missing else 0,
+            lost=self.world.pages_lost,
+        )
 
     async def sync_addresses(self, request: pb.SyncAddressesRequest) -> None:
         self.world.called(self.node, "sync_addresses", 0)

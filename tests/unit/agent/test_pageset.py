@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from godwit_agent.memory.pageset import PAGE, PageSet
@@ -51,3 +51,29 @@ def test_runs_are_the_pages_of_a_range(
     for low, high in real.runs(start * PAGE, (start + count) * PAGE):
         found.update(range(low // PAGE, high // PAGE))
     assert found == model & set(range(start, start + count))
+
+
+@settings(deadline=None)  # half a megabyte each
+@given(_RANGES, _RANGES)
+def test_sets_with_sets(ranges: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+    real, model = _fill(ranges)
+    other, other_model = _fill(others)
+    bounds = [(start * PAGE, (start + count) * PAGE) for start, count in others]
+    assert _members(real.within(bounds)) == model & other_model
+    real.unite(other)
+    assert _members(real) == model | other_model
+
+
+@settings(deadline=None)
+@given(_RANGES)
+def test_many_at_once(ranges: list[tuple[int, int]]) -> None:
+    real = PageSet()
+    real.add_all([at * PAGE for start, count in ranges for at in (start, start + count)])
+    assert _members(real) == _fill(ranges)[1]
+
+
+def _members(pages: PageSet) -> set[int]:
+    runs = pages.runs(0, (1 << 19) * PAGE)
+    found = {number for a, b in runs for number in range(a // PAGE, b // PAGE)}
+    assert len(pages) == len(found)
+    return found

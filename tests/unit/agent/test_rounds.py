@@ -138,6 +138,57 @@ def test_a_pod_is_slowed_down_exactly_where_its_budget_would_be_refused(
         assert with_steps == without
 
 
+@settings(deadline=None)
+@given(HISTORIES, st.integers(FIXED_FREEZE_MS, 60_000))
+def test_with_post_copy_a_switch_takes_the_place_of_a_refusal(
+    done: list[Round], budget_ms: int
+) -> None:
+    without = rounds.decide(done, budget_ms=budget_ms)
+    after = rounds.decide(done, budget_ms=budget_ms, post_copy=True)
+    refused = without.verdict is Verdict.REFUSE
+    assert after.verdict is (Verdict.SWITCH if refused else without.verdict)
+    assert after.predicted_freeze_ms <= max(min(without.predicted_freeze_ms, budget_ms),
+                                            FIXED_FREEZE_MS)  # fmt: skip
+
+
+def test_the_freeze_of_a_post_copy_sends_what_costs_nothing_or_what_its_budget_allows() -> None:
+    assert rounds.allowance(BANDWIDTH) == rounds.SMALL_BYTES
+    assert rounds.allowance(BANDWIDTH, FIXED_FREEZE_MS + 50) == BANDWIDTH // 20
+    same = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH)
+    decision = rounds.decide([first(1000 * MB), same, same], post_copy=True)
+    expected = rounds.predicted_freeze_ms(rounds.SMALL_BYTES, BANDWIDTH)
+    assert decision == Decision(Verdict.SWITCH, expected)
+
+
+def test_a_post_copy_does_not_help_where_the_freeze_itself_takes_too_long() -> None:
+    # comparing shared memory takes longer by now than the budget has room for
+    calm = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH, fixed_ms=20)
+    slow = replace(calm, fixed_ms=120)
+    done = [first(1000 * MB), calm, slow, slow, slow]
+    assert rounds.allowance(BANDWIDTH, 200, FIXED_FREEZE_MS + 120) == 0
+    decision = rounds.decide(done, budget_ms=200, post_copy=True)
+    assert decision == Decision(Verdict.REFUSE, FIXED_FREEZE_MS + 120)
+    decision = rounds.decide([*done, calm], budget_ms=200, post_copy=True)
+    assert decision == Decision(Verdict.SWITCH, 200)
+
+
+def test_what_no_post_copy_withholds_is_part_of_its_freeze() -> None:
+    same = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH, bound_bytes=30 * MB)
+    done = [first(1000 * MB), same, same, same, same]
+    room = FIXED_FREEZE_MS + 400
+    assert rounds.allowance(BANDWIDTH, room, FIXED_FREEZE_MS, 30 * MB) == 10 * MB
+    assert rounds.decide(done, budget_ms=room, post_copy=True) == Decision(Verdict.SWITCH, room)
+    decision = rounds.decide(done, budget_ms=FIXED_FREEZE_MS + 200, post_copy=True)
+    assert decision == Decision(Verdict.REFUSE, FIXED_FREEZE_MS + 300)
+    assert rounds.decide(done, post_copy=True) == Decision(Verdict.SWITCH, FIXED_FREEZE_MS + 300)
+
+
+def test_it_grows_with_the_round_as_all_that_is_left_does() -> None:
+    slow = Round(60 * MB, 60 * MB, 1.2, 0.6, BANDWIDTH, bound_bytes=30 * MB)
+    assert (slow.left_bytes, slow.bound_left_bytes) == (120 * MB, 60 * MB)
+    assert replace(slow, since_s=0.0).bound_left_bytes == 0
+
+
 def test_after_a_step_the_copy_has_its_patience_again() -> None:
     same = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH)
     assert rounds.decide([same], budget_ms=200, steps_left=3).verdict is Verdict.AGAIN

@@ -30,6 +30,7 @@ def test_only_a_load_that_the_link_cannot_carry_has_a_budget(
 ) -> None:
     assert bool(Cell("dirtier", 512, rate, link).budget_ms) == has_budget
     assert not Cell("dirtier", 512, rate, 0).budget_ms
+    assert not Cell("dirtier", 512, rate, link, post_copy=True).budget_ms
 
 
 def test_rate_counts_replies_between_two_times() -> None:
@@ -66,6 +67,14 @@ def test_a_cell_shows_its_last_run_only_and_no_refused_move_in_a_median() -> Non
     assert "| client gap, Redis 512 MiB under light writes | 110 ms | 100 ms | **no** |" in text
     assert "| the same / stock CRIU by hand on one node | 0.25 × | 0.90 × | yes |" in text
     assert "2 of 3 (Aborted: FreezeBudgetExceeded)" in report.grid(results)
+
+
+def test_what_came_after_the_switch_was_sent_too() -> None:
+    cell = cells.POST_COPY[0]
+    row = json.loads(moved("a", cell, 300)) | {"post_copy_bytes": 3 << 20}
+    text = report.grid(report.Results([json.dumps(row)]))
+    assert "| dirtier, post-copy | 512 | 200 | 1 Gbit/s |" in text
+    assert "| 4.0 | 4 | 0 |" in text
 
 
 def test_a_broken_connection_is_told() -> None:

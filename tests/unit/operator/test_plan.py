@@ -109,6 +109,19 @@ def test_a_switch_is_asked_about_before_it_is_repeated() -> None:
     assert after(Step.SWITCH, Committed(), **facts).step is Step.SYNC_ADDRESSES
 
 
+def test_after_the_commit_of_a_post_copy_the_source_waits_for_the_last_page() -> None:
+    facts = {"committed": True, "delete_intended": True, "source": Source.GONE}
+    assert after(Step.SYNC_ADDRESSES, **facts).step is Step.FINISH_SOURCE
+    assert after(Step.SYNC_ADDRESSES, missing=True, **facts).step is Step.AWAIT_PAGES
+    waiting = after(Step.AWAIT_PAGES, Again(BROKEN), missing=True, overdue=True, **facts)
+    assert waiting.step is Step.AWAIT_PAGES
+    assert after(Step.AWAIT_PAGES, missing=True, **facts).step is Step.FINISH_SOURCE
+    gone = Failed(Failure(reason=Reason.PAGES_LOST, message="x"))
+    lost = after(Step.AWAIT_PAGES, gone, missing=True, **facts)
+    assert (lost.step, lost.failure) == (Step.FINISH_SOURCE, gone.failure)
+    assert after(Step.CLEAN_UP, lost=True, missing=True, **facts).step is Step.ABORTED
+
+
 def test_unsafe_stops_everything() -> None:
     facts = {"delete_intended": True, "source": Source.GONE, "released": True, "attempt_open": True}
     assert after(Step.SWITCH, Failed(FAILURE, unsafe=True), **facts).step is Step.STALLED
@@ -175,6 +188,7 @@ class World:
     aborted: set[int] = field(default_factory=set)
     bridged: bool = False
     finished: bool = False
+    missing: bool = False  # the copy needs pages that are on the source
 
     def assert_safe(self) -> None:
         if not self.pod and not self.committed and not self.finished:
@@ -186,8 +200,11 @@ class World:
 class Simulation:
     """Drives a migration like the driver, with fates for each effect."""
 
-    def __init__(self, *, bare: bool, selector: bool, dry_run: bool = False) -> None:
+    def __init__(
+        self, *, bare: bool, selector: bool, dry_run: bool = False, post_copy: bool = False
+    ) -> None:
         self.world = World()
+        self.post_copy = post_copy
         self.selector = selector
         self.now = time.time()
         status = Status(pod_uid="u", source_node="source", target_node="target")
@@ -236,6 +253,10 @@ class Simulation:
         if fate == "exited" and not self.world.committed and decision.step is Step.AWAIT_GATE:
             self.result = Failed(Failure(reason=Reason.SOURCE_EXITED, message="x"))
             self.world.finished = True
+            return
+        if fate == "pages lost" and decision.step is Step.AWAIT_PAGES and self.world.missing:
+            self.result = Failed(Failure(reason=Reason.PAGES_LOST, message="x"))
+            self.world.finished, self.world.missing = True, False
             return
         self.result, self.learned = self.effect(decision.step)
         self.world.assert_safe()
@@ -290,12 +311,16 @@ class Simulation:
                 world.committed.add(epoch)
                 assert len(world.committed) == 1
                 world.runs_at = status.target_node
-                return Committed(), Learned()
+                world.missing = self.post_copy
+                learned = Learned(status={"post_copy_bytes": 1}) if self.post_copy else Learned()
+                return Committed(), learned
             case Step.RESOLVE_SWITCH:
-                return (Committed() if epoch in world.committed else Done()), Learned()
+                learned = Learned(status={"post_copy_bytes": 1}) if world.missing else Learned()
+                return (Committed() if epoch in world.committed else Done()), learned
             case Step.ABORT_ATTEMPT:
                 if epoch in world.committed:
-                    return Committed(), Learned()
+                    learned = Learned(status={"post_copy_bytes": 1}) if world.missing else Learned()
+                    return Committed(), learned
                 world.aborted.add(epoch)
                 return Done(), Learned(note={"attempt_open": False})
             case Step.DELETE_SUCCESSOR:
@@ -319,8 +344,12 @@ class Simulation:
                 world.rule = world.gated = world.released = False
             case Step.DISARM_RULE:
                 world.rule = False
+            case Step.AWAIT_PAGES:
+                assert self.post_copy, "an ordinary move has no such step"
+                world.missing = False
             case Step.FINISH_SOURCE:
                 assert world.committed
+                assert not world.missing, "the copy needs the source"
                 world.guarded = False
             case Step.REMOVE_BRIDGE:
                 assert world.committed or world.pod or world.finished
@@ -352,6 +381,7 @@ BAD = [
     "reply lost",
     "cancel",
     "exited",
+    "pages lost",
 ]
 FATES = st.sampled_from([*["good"] * 8, *BAD])
 
@@ -361,9 +391,13 @@ class Breaking(RuleBasedStateMachine):
 
     simulation: Simulation
 
-    @initialize(bare=st.booleans(), selector=st.booleans(), dry_run=st.booleans())
-    def start(self, bare: bool, selector: bool, dry_run: bool) -> None:
-        self.simulation = Simulation(bare=bare, selector=selector, dry_run=dry_run)
+    @initialize(
+        bare=st.booleans(), selector=st.booleans(), dry_run=st.booleans(), post_copy=st.booleans()
+    )
+    def start(self, bare: bool, selector: bool, dry_run: bool, post_copy: bool) -> None:
+        self.simulation = Simulation(
+            bare=bare, selector=selector, dry_run=dry_run, post_copy=post_copy
+        )
 
     @rule(fate=FATES)
     def turn(self, fate: str) -> None:
@@ -401,6 +435,8 @@ def converge(simulation: Simulation) -> None:
         case Phase.SUCCEEDED:
             assert world.committed
             assert world.runs_at == status.target_node != "source"
+            assert not world.missing
+            assert not world.finished
         case Phase.REJECTED:
             assert world == World()
         case Phase.ABORTED:

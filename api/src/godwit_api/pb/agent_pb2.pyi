@@ -3,7 +3,8 @@
 isort:skip_file
 Control plane between the operator and the node agents, and between two
 agents during one switch. Bulk bytes (pages, files, images, packets) do not
-travel here but on the transfer stream (see docs/architecture.md).
+travel here but on the transfer stream (see docs/architecture.md); only the
+pages of a post-copy, which their target asks for, do.
 """
 
 from collections import abc as _abc
@@ -512,6 +513,7 @@ class CopyRequest(_message.Message):
     COMPRESS_FIELD_NUMBER: _builtins.int
     THROTTLE_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    POST_COPY_FIELD_NUMBER: _builtins.int
     freeze_budget_ms: _builtins.int
     """0: none"""
     bandwidth_limit_bytes_per_s: _builtins.int
@@ -520,6 +522,8 @@ class CopyRequest(_message.Message):
     """pages, with zstd"""
     throttle: _builtins.bool
     """slow the pod down before a budget is refused"""
+    post_copy: _builtins.bool
+    """instead of a refusal: what is left comes after the switch"""
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
@@ -541,10 +545,11 @@ class CopyRequest(_message.Message):
         compress: _builtins.bool = ...,
         throttle: _builtins.bool = ...,
         volumes: _abc.Iterable[Global___CopiedVolume] | None = ...,
+        post_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_per_s", b"bandwidth_limit_bytes_per_s", "compress", b"compress", "freeze_budget_ms", b"freeze_budget_ms", "migration", b"migration", "pod", b"pod", "target", b"target", "throttle", b"throttle", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_per_s", b"bandwidth_limit_bytes_per_s", "compress", b"compress", "freeze_budget_ms", b"freeze_budget_ms", "migration", b"migration", "pod", b"pod", "post_copy", b"post_copy", "target", b"target", "throttle", b"throttle", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -768,9 +773,12 @@ class SwitchRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     FREEZE_BUDGET_MS_FIELD_NUMBER: _builtins.int
     FREEZE_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    POST_COPY_FIELD_NUMBER: _builtins.int
     freeze_budget_ms: _builtins.int
     freeze_timeout_ms: _builtins.int
     """abort and thaw when the freeze lasts longer"""
+    post_copy: _builtins.bool
+    """pages may stay here that the target fetches after the commit"""
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
@@ -787,10 +795,11 @@ class SwitchRequest(_message.Message):
         target: Global___PeerNode | None = ...,
         freeze_budget_ms: _builtins.int = ...,
         freeze_timeout_ms: _builtins.int = ...,
+        post_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze_budget_ms", b"freeze_budget_ms", "freeze_timeout_ms", b"freeze_timeout_ms", "migration", b"migration", "pod", b"pod", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze_budget_ms", b"freeze_budget_ms", "freeze_timeout_ms", b"freeze_timeout_ms", "migration", b"migration", "pod", b"pod", "post_copy", b"post_copy", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -825,10 +834,13 @@ class SwitchResponse(_message.Message):
     FREEZE_US_FIELD_NUMBER: _builtins.int
     TRANSFERRED_BYTES_FIELD_NUMBER: _builtins.int
     TIMINGS_US_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
     committed: _builtins.bool
     freeze_us: _builtins.int
     """last instruction on the source to first on the target (or thaw)"""
     transferred_bytes: _builtins.int
+    missing_bytes: _builtins.int
+    """of a post-copy: on the source when it was committed"""
     @_builtins.property
     def failure(self) -> Global___Obstacle:
         """why not, when not committed; the source runs"""
@@ -845,10 +857,11 @@ class SwitchResponse(_message.Message):
         freeze_us: _builtins.int = ...,
         transferred_bytes: _builtins.int = ...,
         timings_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        missing_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "failure", b"failure", "freeze_us", b"freeze_us", "timings_us", b"timings_us", "transferred_bytes", b"transferred_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "failure", b"failure", "freeze_us", b"freeze_us", "missing_bytes", b"missing_bytes", "timings_us", b"timings_us", "transferred_bytes", b"transferred_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -862,6 +875,9 @@ class FinishSourceRequest(_message.Message):
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     POD_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    lost: _builtins.bool
+    """of a post-copy: the copy that needed its pages is gone"""
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
@@ -871,10 +887,11 @@ class FinishSourceRequest(_message.Message):
         *,
         migration: Global___MigrationRef | None = ...,
         pod: Global___PodRef | None = ...,
+        lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "migration", b"migration", "pod", b"pod"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1038,13 +1055,23 @@ class MigrationRecord(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     role: Global___Role.ValueType
     step: _builtins.str
     """last journalled step"""
+    missing_bytes: _builtins.int
+    """Of a target's post-copy; its last step is Arrived when it depends on the source no more.
+    still on the source
+    """
     @_builtins.property
     def outcome(self) -> Global___SwitchResponse:
         """set once a switch has ended"""
+
+    @_builtins.property
+    def lost(self) -> Global___Obstacle:
+        """why the copy was killed: its pages will never come"""
 
     def __init__(
         self,
@@ -1053,10 +1080,12 @@ class MigrationRecord(_message.Message):
         role: Global___Role.ValueType = ...,
         step: _builtins.str = ...,
         outcome: Global___SwitchResponse | None = ...,
+        missing_bytes: _builtins.int = ...,
+        lost: Global___Obstacle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "outcome", b"outcome", "role", b"role", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lost", b"lost", "missing_bytes", b"missing_bytes", "outcome", b"outcome", "role", b"role", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1729,6 +1758,9 @@ class RestoreRequest(_message.Message):
 
     MIGRATION_FIELD_NUMBER: _builtins.int
     OUTGOING_FIELD_NUMBER: _builtins.int
+    POST_COPY_FIELD_NUMBER: _builtins.int
+    post_copy: _builtins.bool
+    """what the source has withheld may be missing"""
     @_builtins.property
     def migration(self) -> Global___MigrationRef: ...
     @_builtins.property
@@ -1738,10 +1770,11 @@ class RestoreRequest(_message.Message):
         *,
         migration: Global___MigrationRef | None = ...,
         outgoing: _abc.Iterable[Global___Outgoing] | None = ...,
+        post_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "outgoing", b"outgoing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "outgoing", b"outgoing", "post_copy", b"post_copy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1773,8 +1806,11 @@ class RestoreResponse(_message.Message):
 
     TIMINGS_US_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
     processes: _builtins.int
     """restored and stopped"""
+    missing_bytes: _builtins.int
+    """0 without post_copy"""
     @_builtins.property
     def timings_us(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
@@ -1782,10 +1818,11 @@ class RestoreResponse(_message.Message):
         *,
         timings_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         processes: _builtins.int = ...,
+        missing_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["processes", b"processes", "timings_us", b"timings_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_bytes", b"missing_bytes", "processes", b"processes", "timings_us", b"timings_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1867,6 +1904,122 @@ class CommittedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommittedResponse: _TypeAlias = CommittedResponse  # noqa: Y015
+
+@_typing.final
+class PagesRequest(_message.Message):
+    """Pages of a process that stands frozen on the source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    VPID_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    vpid: _builtins.int
+    """its number in its own PID namespace"""
+    @_builtins.property
+    def migration(self) -> Global___MigrationRef: ...
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """start, end, start, end …: addresses, in order"""
+
+    def __init__(
+        self,
+        *,
+        migration: Global___MigrationRef | None = ...,
+        container: _builtins.str = ...,
+        vpid: _builtins.int = ...,
+        ranges: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "migration", b"migration", "ranges", b"ranges", "vpid", b"vpid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesRequest: _TypeAlias = PagesRequest  # noqa: Y015
+
+@_typing.final
+class Extent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VADDR_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    vaddr: _builtins.int
+    length: _builtins.int
+    data: _builtins.bytes
+    """empty: zeros"""
+    def __init__(
+        self,
+        *,
+        vaddr: _builtins.int = ...,
+        length: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "length", b"length", "vaddr", b"vaddr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Extent: _TypeAlias = Extent  # noqa: Y015
+
+@_typing.final
+class PagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def extents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Extent]: ...
+    def __init__(
+        self,
+        *,
+        extents: _abc.Iterable[Global___Extent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extents", b"extents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesResponse: _TypeAlias = PagesResponse  # noqa: Y015
+
+@_typing.final
+class ArrivedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def migration(self) -> Global___MigrationRef: ...
+    def __init__(
+        self,
+        *,
+        migration: Global___MigrationRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArrivedRequest: _TypeAlias = ArrivedRequest  # noqa: Y015
+
+@_typing.final
+class ArrivedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArrivedResponse: _TypeAlias = ArrivedResponse  # noqa: Y015
 
 @_typing.final
 class EnrollRequest(_message.Message):

@@ -213,7 +213,8 @@ class NodeAgentServicer:
 
     def RunFenced(self, request, context):
         """Target: the source's node is fenced, so nobody will ever answer Committed. A complete copy
-        runs without the source's word; without one: NodeLost.
+        runs without the source's word; without one: NodeLost. So it is for a copy that runs, but
+        whose pages are not all here: it is killed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1075,6 +1076,16 @@ class PeerStub:
                 request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CommittedRequest.SerializeToString,
                 response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CommittedResponse.FromString,
                 _registered_method=True)
+        self.Pages = channel.unary_unary(
+                '/godwit.agent.v1.Peer/Pages',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.PagesRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.PagesResponse.FromString,
+                _registered_method=True)
+        self.Arrived = channel.unary_unary(
+                '/godwit.agent.v1.Peer/Arrived',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ArrivedRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ArrivedResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -1116,6 +1127,21 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pages(self, request, context):
+        """Source, from the freeze of a post-copy on. SourceExited: the process is not there any more,
+        and with it the pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Arrived(self, request, context):
+        """Source: the target has every page; the frozen tree may end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1143,6 +1169,16 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Committed,
                     request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CommittedRequest.FromString,
                     response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.CommittedResponse.SerializeToString,
+            ),
+            'Pages': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pages,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.PagesRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.PagesResponse.SerializeToString,
+            ),
+            'Arrived': grpc.unary_unary_rpc_method_handler(
+                    servicer.Arrived,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ArrivedRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.ArrivedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1281,6 +1317,60 @@ class Peer:
             '/godwit.agent.v1.Peer/Committed',
             godwit_dot_agent_dot_v1_dot_agent__pb2.CommittedRequest.SerializeToString,
             godwit_dot_agent_dot_v1_dot_agent__pb2.CommittedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Peer/Pages',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.PagesRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.PagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Arrived(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Peer/Arrived',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.ArrivedRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.ArrivedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,8 @@
 isort:skip_file
 Control plane between the operator and the node agents, and between two
 agents during one switch. Bulk bytes (pages, files, images, packets) do not
-travel here but on the transfer stream (see docs/architecture.md).
+travel here but on the transfer stream (see docs/architecture.md); only the
+pages of a post-copy, which their target asks for, do.
 """
 
 from collections import abc as _abc
@@ -53,7 +54,8 @@ class NodeAgentStub:
     SyncAddresses: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SyncAddressesRequest, _agent_pb2.SyncAddressesResponse]
     RunFenced: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RunRequest, _agent_pb2.RunResponse]
     """Target: the source's node is fenced, so nobody will ever answer Committed. A complete copy
-    runs without the source's word; without one: NodeLost.
+    runs without the source's word; without one: NodeLost. So it is for a copy that runs, but
+    whose pages are not all here: it is killed.
     """
 
 @_typing.type_check_only
@@ -78,7 +80,8 @@ class NodeAgentAsyncStub(NodeAgentStub):
     SyncAddresses: _aio.UnaryUnaryMultiCallable[_agent_pb2.SyncAddressesRequest, _agent_pb2.SyncAddressesResponse]  # type: ignore[assignment]
     RunFenced: _aio.UnaryUnaryMultiCallable[_agent_pb2.RunRequest, _agent_pb2.RunResponse]  # type: ignore[assignment]
     """Target: the source's node is fenced, so nobody will ever answer Committed. A complete copy
-    runs without the source's word; without one: NodeLost.
+    runs without the source's word; without one: NodeLost. So it is for a copy that runs, but
+    whose pages are not all here: it is killed.
     """
 
 class NodeAgentServicer(metaclass=_abc_1.ABCMeta):
@@ -196,7 +199,8 @@ class NodeAgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.RunResponse, _abc.Awaitable[_agent_pb2.RunResponse]]:
         """Target: the source's node is fenced, so nobody will ever answer Committed. A complete copy
-        runs without the source's word; without one: NodeLost.
+        runs without the source's word; without one: NodeLost. So it is for a copy that runs, but
+        whose pages are not all here: it is killed.
         """
 
 def add_NodeAgentServicer_to_server(servicer: NodeAgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -298,6 +302,12 @@ class PeerStub:
     AbortRestore: _grpc.UnaryUnaryMultiCallable[_agent_pb2.AbortRestoreRequest, _agent_pb2.AbortRestoreResponse]
     Committed: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CommittedRequest, _agent_pb2.CommittedResponse]
     """Source: asked by a target that holds a stopped copy and has heard nothing."""
+    Pages: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PagesRequest, _agent_pb2.PagesResponse]
+    """Source, from the freeze of a post-copy on. SourceExited: the process is not there any more,
+    and with it the pages.
+    """
+    Arrived: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ArrivedRequest, _agent_pb2.ArrivedResponse]
+    """Source: the target has every page; the frozen tree may end."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -315,6 +325,12 @@ class PeerAsyncStub(PeerStub):
     AbortRestore: _aio.UnaryUnaryMultiCallable[_agent_pb2.AbortRestoreRequest, _agent_pb2.AbortRestoreResponse]  # type: ignore[assignment]
     Committed: _aio.UnaryUnaryMultiCallable[_agent_pb2.CommittedRequest, _agent_pb2.CommittedResponse]  # type: ignore[assignment]
     """Source: asked by a target that holds a stopped copy and has heard nothing."""
+    Pages: _aio.UnaryUnaryMultiCallable[_agent_pb2.PagesRequest, _agent_pb2.PagesResponse]  # type: ignore[assignment]
+    """Source, from the freeze of a post-copy on. SourceExited: the process is not there any more,
+    and with it the pages.
+    """
+    Arrived: _aio.UnaryUnaryMultiCallable[_agent_pb2.ArrivedRequest, _agent_pb2.ArrivedResponse]  # type: ignore[assignment]
+    """Source: the target has every page; the frozen tree may end."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     """Served to the other agent of the same migration only."""
@@ -359,6 +375,24 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.CommittedResponse, _abc.Awaitable[_agent_pb2.CommittedResponse]]:
         """Source: asked by a target that holds a stopped copy and has heard nothing."""
+
+    @_abc_1.abstractmethod
+    def Pages(
+        self,
+        request: _agent_pb2.PagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.PagesResponse, _abc.Awaitable[_agent_pb2.PagesResponse]]:
+        """Source, from the freeze of a post-copy on. SourceExited: the process is not there any more,
+        and with it the pages.
+        """
+
+    @_abc_1.abstractmethod
+    def Arrived(
+        self,
+        request: _agent_pb2.ArrivedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ArrivedResponse, _abc.Awaitable[_agent_pb2.ArrivedResponse]]:
+        """Source: the target has every page; the frozen tree may end."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -24,6 +24,7 @@ from godwit_agent.hostops.objectstore import ObjectStore
 from godwit_agent.hostops.ports import Host
 from godwit_agent.hostops.spool import Spool
 from godwit_agent.memory.freezes import Freezes
+from godwit_api.errors import GodwitError
 from godwit_api.objectstores import Store
 
 
@@ -35,6 +36,8 @@ class JournalSummary:
     role: Role
     step: str
     outcome: Outcome | None
+    missing_bytes: int = 0  # of a target's running copy
+    lost: GodwitError | None = None
 
 
 class Agent:
@@ -101,7 +104,9 @@ class Agent:
     def _summary(self, key: Key) -> JournalSummary:
         last = self._journals.open(key).last
         outcome = self.source.outcome(key) if key.role is Role.SOURCE else None
-        return JournalSummary(key.epoch, key.role, last.value if last else "", outcome)
+        missing, lost = self.target.missing(key) if key.role is Role.TARGET else (0, None)
+        step = last.value if last else ""
+        return JournalSummary(key.epoch, key.role, step, outcome, missing, lost)
 
     def _moving(self) -> frozenset[str]:
         """Addresses of migrations that are not over here."""

@@ -17,7 +17,7 @@ from godwit_agent.hostops.model import (
     Slot,
     SuccessorNetwork,
 )
-from godwit_agent.hostops.ports import HeldConnections, Host, PodNetwork, TargetStore
+from godwit_agent.hostops.ports import HeldConnections, Host, MissingPages, PodNetwork, TargetStore
 from godwit_api.errors import Aborted, GodwitError, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -114,16 +114,27 @@ class Arriving:
 
     # freeze
 
+    def complete(self, watch: Stopwatch, *, may_miss: bool) -> int:
+        """Everything has come, but for what the source has withheld: so many bytes."""
+        with watch.part("complete"):
+            return self._require_store().complete(may_miss=may_miss).missing_bytes
+
+    @property
+    def here(self) -> bool:
+        """Whether the store, and with it any copy, is here: not on a node that was restarted."""
+        return self._store is not None
+
+    def missing(self) -> MissingPages | None:
+        return self._store.missing() if self._store else None
+
     def restore(
         self, timeout_s: float, watch: Stopwatch, outgoing: tuple[Outgoing, ...] = ()
     ) -> int:
-        """All containers, left stopped and checked; the number of their tasks. ``outgoing``:
-        connections that this node translates once the route leads here."""
+        """All containers, left stopped and checked; the number of their tasks. After
+        ``complete``. ``outgoing``: connections that this node translates once the route leads
+        here."""
         self._outgoing = outgoing
         deadline = time.monotonic() + timeout_s
-        store = self._require_store()
-        with watch.part("complete"):
-            store.complete()
         if self._connections:
             with watch.part("connections"):
                 self._connections.renew()
@@ -139,7 +150,7 @@ class Arriving:
         for task in tasks:
             restored = task.result()
             self._restored[restored.container] = restored
-        store.require_shared()
+        self._require_store().require_shared()
         return sum(len(restored.pids) for restored in self._restored.values())
 
     def verify(self) -> None:
@@ -185,6 +196,11 @@ class Arriving:
         if connections:
             connections.close()
 
+    def kill(self) -> None:
+        """Of a copy that runs and cannot go on."""
+        for slot in self._slots():
+            self._host.restores.abort(slot)
+
     def refuse(self) -> None:
         """The gate says no, the copy is killed. The expectation stays, aborted: whoever starts
         this pod now must not start it empty."""
@@ -193,11 +209,11 @@ class Arriving:
             self._host.restores.abort(slot)
         self._restored.clear()
 
-    def forget(self, *, runs: bool) -> None:
+    def forget(self, *, runs: bool, lost: bool = False) -> None:
         """Removes expectation and store; of a copy that does not run, its volumes too, and the pod
-        never starts here."""
+        never starts here. ``lost``: it did run, and takes no more pages."""
         store = self._store
-        if store and runs and not store.drained(_DRAIN_TIMEOUT_S):
+        if store and runs and not lost and not store.drained(_DRAIN_TIMEOUT_S):
             message = "pages are still on their way into the process"
             raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
         if self._successor:

@@ -1,4 +1,5 @@
-"""A target that holds a stopped copy and hears nothing asks the source what it has decided."""
+"""A target that holds a stopped copy and hears nothing asks the source what it has decided; one
+that has fetched every page of a post-copy tells it so."""
 
 from __future__ import annotations
 
@@ -65,6 +66,37 @@ class Asking:
             keys = {"uid": migration.uid, "epoch": migration.epoch}
             log.warning("the source's decision cannot be followed yet", **keys, error=error)
             self._warned = True
+
+
+class Telling:
+    """One thread that tells the source that its frozen processes are needed no more."""
+
+    def __init__(
+        self, session: TargetSession, peers: PeerFactory, stopping: threading.Event
+    ) -> None:
+        self._session = session
+        self._peers = peers
+        self._stopping = stopping
+
+    def start(self) -> None:
+        threading.Thread(target=self._loop, name="tell-source", daemon=True).start()
+
+    def _loop(self) -> None:
+        peer = self._peers(self._session.source)
+        migration, warned = self._session.migration, False
+        try:
+            while not self._stopping.is_set() and not self._session.journal.terminal:
+                try:
+                    peer.arrived(migration, _TIMEOUT_S)
+                    return
+                except Exception as error:
+                    if not warned:
+                        keys = {"uid": migration.uid, "epoch": migration.epoch}
+                        log.warning("the source does not hear yet", **keys, error=error)
+                    warned = True
+                self._stopping.wait(_EVERY_S)
+        finally:
+            peer.close()
 
 
 def require_not_committed(session: TargetSession, peers: PeerFactory) -> None:

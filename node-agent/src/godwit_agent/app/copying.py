@@ -72,14 +72,22 @@ class Copier:
             work.join()
             session.cancelled.clear()
 
-    def once_more(self, session: SourceSession) -> None:
-        """Before a freeze: what changed since the copy ended; everything when it was lost."""
+    def once_more(self, session: SourceSession, allowance: int | None = None) -> None:
+        """Before a freeze: what changed since the copy ended; everything when it was lost.
+        ``allowance``: of a post-copy; when a round leaves more pages than that, another one helps
+        nobody but those who write shared memory or files: all of that travels in the freeze."""
         if session.outlet is None or not session.outlet.usable or not session.copied:
             log.info("copy starts over", uid=session.migration.uid, epoch=session.migration.epoch)
-            self._rounds(session, CopyPolicy(), lambda _: None)
+            policy = CopyPolicy(post_copy=allowance is not None)
+            self._rounds(session, policy, lambda _: None)
             return
         for _ in range(3):
-            if self._round(session, session.outlet).left_bytes <= rounds.SMALL_BYTES:
+            pages = session.left_bytes - session.bound_bytes
+            few = session.bound_bytes <= rounds.SMALL_BYTES
+            if allowance is not None and pages > allowance and few:
+                break
+            self._round(session, session.outlet)
+            if session.left_bytes <= rounds.SMALL_BYTES:
                 break
 
     def _work(
@@ -123,7 +131,11 @@ class Copier:
             number += 1
             base_ms = self._freezes.base_ms(session.count)
             decision = rounds.decide(
-                done, budget_ms=budget_ms, steps_left=len(steps), base_ms=base_ms
+                done,
+                budget_ms=budget_ms,
+                steps_left=len(steps),
+                base_ms=base_ms,
+                post_copy=policy.post_copy,
             )
             progress = _progress(session, number, done, decision, share)
             if decision.verdict in _GOES_ON:
@@ -159,8 +171,10 @@ class Copier:
             since_s=result.since_us / 1e6,
             bandwidth=session.bandwidth,
             fixed_ms=rounds.fixed_ms(result.freeze_us, result.carried_bytes, session.bandwidth),
+            bound_bytes=result.bound_bytes,
         )
         session.left_bytes, session.fixed_ms = done.left_bytes, done.fixed_ms
+        session.bound_bytes = done.bound_left_bytes
         session.count = result.processes
         return done
 

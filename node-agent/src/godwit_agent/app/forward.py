@@ -46,14 +46,23 @@ def run_until_told(session: SourceSession, peer: Peer, stopping: threading.Event
 
 
 def settle(session: SourceSession, outcome: Outcome) -> None:
-    """The copy runs: remember that, forward late packets, end what is left of the source."""
+    """The copy runs: remember that, forward late packets, end what is left of the source unless
+    the copy still needs it."""
     if not session.journal.has(Step.RUNNING):
         session.journal.append(Step.RUNNING, {"outcome": outcome.to_json()})
     _attempt(session, "hold_address", session.processes.hold_address)
+    if session.needed:
+        _attempt(session, "hold", session.processes.hold)
     _forward_late(session)
-    _attempt(session, "kill", session.processes.kill)
-    _attempt(session, "discard", session.processes.discard)
+    if not session.needed:
+        end(session)
     session.close_outlet()
+
+
+def end(session: SourceSession) -> None:
+    """What is left of the source, when nobody needs it any more."""
+    _attempt(session, "kill", lambda: session.processes.kill(held=session.held))
+    _attempt(session, "discard", session.processes.discard)
 
 
 def _forward_late(session: SourceSession) -> None:
@@ -90,6 +99,7 @@ def outcome_of(
     *,
     frozen_at_ns: int,
     waited_us: int | None = None,
+    missing_bytes: int = 0,
 ) -> Outcome:
     """What a committed switch answers, now and when it is repeated.
 
@@ -107,4 +117,5 @@ def outcome_of(
         freeze_us=freeze_us,
         transferred_bytes=transferred_bytes,
         timings_us=timings,
+        missing_bytes=missing_bytes,
     )

@@ -59,8 +59,10 @@ class Step(StrEnum):
     ARMED = "Armed"  # a copy may exist from here on
     FENCED = "Fenced"  # the source's node is gone, says the operator: the copy is to run
     RESUMED = "Resumed"
+    LOST = "Lost"  # its pages will never come: the copy that ran was killed
     REFUSED = "Refused"  # the copy is gone; the expectation stays, aborted
     # both
+    ARRIVED = "Arrived"  # of a post-copy: the target has every page, and needs the source no more
     FINISHED = "Finished"
     ABORTED = "Aborted"
 

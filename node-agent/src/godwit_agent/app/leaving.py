@@ -9,16 +9,27 @@ that this process has found frozen.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from godwit_agent.app.model import PeerNode
 from godwit_agent.app.outlet import Outlet
-from godwit_agent.hostops.model import Container, Outgoing, Packet, PodState, RoundStats, Sandbox
+from godwit_agent.hostops.model import (
+    Container,
+    Extent,
+    Outgoing,
+    Packet,
+    Piece,
+    PodState,
+    RoundStats,
+    Sandbox,
+)
 from godwit_agent.hostops.ports import (
+    FrozenMemory,
     GatedDump,
     HeldConnections,
     Host,
@@ -26,7 +37,7 @@ from godwit_agent.hostops.ports import (
     SourceFiles,
     SourceMemory,
 )
-from godwit_api.errors import Aborted, GodwitError
+from godwit_api.errors import Aborted, GodwitError, Retryable
 from godwit_api.reasons import Reason
 
 _GATE_TIMEOUT_S = 20.0
@@ -53,6 +64,8 @@ class Leaving:
         self._ids = tuple(container.id for container in state.containers)
         self._memory: SourceMemory | None = None
         self._files: SourceFiles | None = None
+        self._frozen: FrozenMemory | None = None
+        self._frozen_lock = threading.Lock()
         self._bootstrap: dict[tuple[str, str], bytes] = {}
         self._network: PodNetwork | None = None
         self._connections: HeldConnections | None = None
@@ -96,6 +109,7 @@ class Leaving:
             processes=memory.processes,
             freeze_us=memory.freeze_us + files.freeze_us,
             carried_bytes=memory.carried_bytes,
+            bound_bytes=memory.bound_bytes + files.dirty_bytes,
         )
 
     def throttle(self, share: float) -> None:
@@ -138,7 +152,7 @@ class Leaving:
 
     # before the freeze
 
-    def prepare(self) -> None:
+    def prepare(self, *, post_copy: bool = False) -> None:
         """CRIU waits at its gate, the capture runs. ``Aborted(SourceExited)``."""
         if ended := self._host.pods.ended(self.state):
             message = f"container {', '.join(ended)}: its process has ended"
@@ -147,7 +161,9 @@ class Leaving:
         self._connections = self._connections or self._host.connections.watch(self._ips)
         self._host.stores.create_source(self._uid)
         for container in self.state.containers:
-            self._dumps[container.name] = self._host.dumps.prepare(container, self._uid)
+            self._dumps[container.name] = self._host.dumps.prepare(
+                container, self._uid, post_copy=post_copy
+            )
         for name, dump in self._dumps.items():
             dump.wait_waiting(_GATE_TIMEOUT_S)
             if self._memory:
@@ -185,13 +201,14 @@ class Leaving:
         for dump in self._dumps.values():
             dump.wait_dumped(timeout_s)
 
-    def send_changes(self, outlet: Outlet) -> RoundStats:
-        """Pages and files written since the last round; runs beside ``dump``."""
+    def send_changes(self, outlet: Outlet, allowance: int | None = None) -> RoundStats:
+        """Pages and files written since the last round; runs beside ``dump``. ``allowance``: of
+        a post-copy, see ``SourceMemory.final``."""
         assert self._memory
         assert self._files
         files = self._workers.submit(self._files.final, outlet)
         try:
-            memory = self._memory.final(outlet)
+            memory = self._memory.final(outlet, allowance)
         finally:
             failure = files.exception()
         if failure:
@@ -270,8 +287,26 @@ class Leaving:
             if not pools or any(address in ipaddress.ip_network(pool) for pool in pools):
                 self._host.addresses.hold(ip, self.state.uid)
 
-    def kill(self) -> None:
+    def read(self, piece: Piece) -> Sequence[Extent]:
+        """Memory of the frozen tree; several calls at a time."""
+        with self._frozen_lock:
+            if self._frozen is None:
+                self._frozen = self._host.copies.frozen(self.state)
+            frozen = self._frozen
+        return frozen.read(piece)
+
+    def hold(self) -> None:
+        """The dumped tree stands for long: not by CRIU alone, which has thawed its cgroup, and
+        without which it would run. For ``kill`` with ``held``."""
+        self._host.cgroups.freeze(self._ids, _FREEZE_TIMEOUT_S)
+
+    def kill(self, *, held: bool = False) -> None:
         """Ends the frozen tree behind its closed door, and CRIU with it."""
+        if held:
+            # The signal comes before the thaw, so none of them runs again, whether there is a
+            # CRIU or not. One that traces them has to let go before they end: not waited for.
+            with contextlib.suppress(Retryable):
+                self._host.cgroups.kill(self._ids, timeout_s=0.0)
         for container in self.state.containers:
             dump = self._dumps.get(container.name)
             if dump:
@@ -292,6 +327,10 @@ class Leaving:
     def close(self) -> None:
         """Leaves nothing in the processes, keeps no thread."""
         self._close_copies()
+        with self._frozen_lock:
+            frozen, self._frozen = self._frozen, None
+        if frozen:
+            frozen.close()
         self._workers.shutdown(wait=False)
 
     def _close_copies(self) -> None:

@@ -101,6 +101,7 @@ class Outcome:
     freeze_us: int = 0
     transferred_bytes: int = 0
     timings_us: Mapping[str, int] = field(default_factory=dict)
+    missing_bytes: int = 0  # of a post-copy: on the source when it was committed
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -110,6 +111,7 @@ class Outcome:
             "freeze_us": self.freeze_us,
             "transferred_bytes": self.transferred_bytes,
             "timings_us": dict(self.timings_us),
+            "missing_bytes": self.missing_bytes,
         }
 
     @classmethod
@@ -121,6 +123,7 @@ class Outcome:
             value["freeze_us"],
             value["transferred_bytes"],
             value["timings_us"],
+            value.get("missing_bytes", 0),
         )
 
 
@@ -152,10 +155,12 @@ class CopyProgress:
 class CopyPolicy:
     """How a copy is made. ``budget_ms`` and ``limit`` (bytes/s): 0 for none.
 
-    ``throttle``: slow the pod down, step by step, before a budget is refused.
+    ``throttle``: slow the pod down, step by step, before a budget is refused;
+    ``post_copy``: switch instead of a refusal, the rest comes after it.
     """
 
     budget_ms: int = 0
     limit: int = 0
     compress: bool = False
     throttle: bool = False
+    post_copy: bool = False

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import grpc
 
 from godwit_agent.app.model import Migration, PeerNode
-from godwit_agent.hostops.model import Outgoing
+from godwit_agent.hostops.model import Extent, Outgoing, Piece
 from godwit_api.errors import Retryable
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.pb import agent_pb2_grpc
@@ -22,10 +23,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The target holds a complete, stopped, verified copy."""
+    """The target holds a complete, stopped, verified copy; of a post-copy ``missing_bytes`` are
+    still on the source."""
 
     processes: int
     timings_us: Mapping[str, int]
+    missing_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,18 @@ class Peer(Protocol):
 
     def arm(self, migration: Migration, timeout_s: float) -> None: ...
     def restore(
-        self, migration: Migration, timeout_s: float, outgoing: Iterable[Outgoing]
+        self,
+        migration: Migration,
+        timeout_s: float,
+        outgoing: Iterable[Outgoing],
+        *,
+        post_copy: bool = False,
     ) -> Restored: ...
     def run(self, migration: Migration, timeout_s: float) -> Ran: ...
     def abort_restore(self, migration: Migration, timeout_s: float) -> None: ...
     def committed(self, migration: Migration, timeout_s: float) -> Decision: ...
+    def pages(self, migration: Migration, piece: Piece, timeout_s: float) -> Sequence[Extent]: ...
+    def arrived(self, migration: Migration, timeout_s: float) -> None: ...
     def close(self) -> None: ...
 
 
@@ -85,13 +95,20 @@ class GrpcPeer:
         _call(lambda: self._stub.Arm(request, timeout=timeout_s))
 
     def restore(
-        self, migration: Migration, timeout_s: float, outgoing: Iterable[Outgoing]
+        self,
+        migration: Migration,
+        timeout_s: float,
+        outgoing: Iterable[Outgoing],
+        *,
+        post_copy: bool = False,
     ) -> Restored:
         request = pb.RestoreRequest(
-            migration=_ref(migration), outgoing=(_outgoing(one) for one in outgoing)
+            migration=_ref(migration),
+            outgoing=(_outgoing(one) for one in outgoing),
+            post_copy=post_copy,
         )
         response = _call(lambda: self._stub.Restore(request, timeout=timeout_s))
-        return Restored(response.processes, dict(response.timings_us))
+        return Restored(response.processes, dict(response.timings_us), response.missing_bytes)
 
     def run(self, migration: Migration, timeout_s: float) -> Ran:
         request = pb.RunRequest(migration=_ref(migration))
@@ -106,6 +123,20 @@ class GrpcPeer:
         request = pb.CommittedRequest(migration=_ref(migration))
         response = _call(lambda: self._stub.Committed(request, timeout=timeout_s))
         return Decision(response.committed, response.aborted)
+
+    def pages(self, migration: Migration, piece: Piece, timeout_s: float) -> list[Extent]:
+        request = pb.PagesRequest(
+            migration=_ref(migration),
+            container=piece.container,
+            vpid=piece.vpid,
+            ranges=itertools.chain.from_iterable(piece.ranges),
+        )
+        response = _call(lambda: self._stub.Pages(request, timeout=timeout_s))
+        return [Extent(one.vaddr, one.length, one.data) for one in response.extents]
+
+    def arrived(self, migration: Migration, timeout_s: float) -> None:
+        request = pb.ArrivedRequest(migration=_ref(migration))
+        _call(lambda: self._stub.Arrived(request, timeout=timeout_s))
 
     def close(self) -> None:
         self._channel.close()

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from godwit_agent.app.arriving import Arriving
-from godwit_agent.app.journal import Journal
+from godwit_agent.app.fetching import Fetching
+from godwit_agent.app.journal import Journal, Step
 from godwit_agent.app.leaving import Leaving
 from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.outlet import Outlet
@@ -51,6 +52,7 @@ class SourceSession:
     copied: bool = False
     compress: bool = False
     left_bytes: int = 0  # for the freeze to send, by the last round
+    bound_bytes: int = 0  # of them, what no post-copy withholds
     fixed_ms: int = 0  # what shared memory adds to any freeze, by the last round
     bandwidth: int = 0
     count: int = 0  # of processes, by the last round
@@ -60,6 +62,22 @@ class SourceSession:
     trouble: GodwitError | None = None  # last answer of a target that should run its copy
     parts_us: dict[str, int] = field(default_factory=dict)  # of the freeze that committed
     undecidable: bool = False  # a commit record of unknown fate: hands off
+
+    @property
+    def missing_bytes(self) -> int:
+        """Of a committed post-copy: what the target was without."""
+        record = self.journal.find(Step.COMMITTED)
+        return int(record.data.get("missing_bytes", 0)) if record else 0
+
+    @property
+    def held(self) -> bool:
+        """Whether the frozen tree had to stand for longer than a switch."""
+        return bool(self.missing_bytes)
+
+    @property
+    def needed(self) -> bool:
+        """Whether the target's copy depends on the frozen tree."""
+        return bool(self.missing_bytes) and not self.journal.has(Step.ARRIVED)
 
     def close_outlet(self) -> None:
         """Ends the stream; a later copy starts over."""
@@ -81,6 +99,7 @@ class TargetSession:
     busy: Busy = field(default_factory=Busy)
     stopped: int = 0  # tasks of the verified copy that is held
     resumed: bool = False
+    fetching: Fetching | None = None  # of a post-copy whose pages are not all here
     packets: list[Packet] = field(default_factory=list)
     packets_lock: threading.Lock = field(default_factory=threading.Lock)
 

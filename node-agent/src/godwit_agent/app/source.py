@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from godwit_agent import log
@@ -12,17 +12,17 @@ from godwit_agent.app import forward
 from godwit_agent.app.copying import Copier
 from godwit_agent.app.epochs import refuse_stale
 from godwit_agent.app.guarding import Guards
-from godwit_agent.app.journal import JournalStore, Key, Role, Step
+from godwit_agent.app.journal import Journal, JournalStore, Key, Role, Step
 from godwit_agent.app.model import CopyPolicy, CopyProgress, Migration, Outcome, PeerNode, Pod
 from godwit_agent.app.peers import Decision, PeerFactory
 from godwit_agent.app.sessions import SourceSession
 from godwit_agent.app.source_sessions import SourceSessions
 from godwit_agent.app.switching import Switcher
 from godwit_agent.app.turns import Turns
-from godwit_agent.hostops.model import Inspection, Obstacle, PodState, Volume
+from godwit_agent.hostops.model import Extent, Inspection, Obstacle, Piece, PodState, Volume
 from godwit_agent.hostops.ports import Host
+from godwit_agent.memory import rounds
 from godwit_agent.memory.freezes import Freezes
-from godwit_agent.memory.rounds import predicted_freeze_ms
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -125,8 +125,13 @@ class Source:
         budget_ms: int,
         timeout_ms: int,
         deadline: float,
+        post_copy: bool = False,
     ) -> Outcome:
-        """Moves the processes. A repeated call waits for the first one and answers the same."""
+        """Moves the processes. A repeated call waits for the first one and answers the same.
+
+        ``post_copy``: pages that the freeze has no time for stay here until the target has
+        fetched them; the frozen processes end then.
+        """
         session = self._sessions.of_call(migration, pod, target)
         with session.busy("Switch", deadline - 1.0):
             known = self.outcome(session.journal.key)
@@ -138,30 +143,38 @@ class Source:
                 message = "a commit record could not be written nor taken back; see the log"
                 raise Unsafe(Reason.INTERNAL, message)
             _require_undecided(session)
-            switcher = Switcher(session, target, self._peers(target))
             if session.journal.has(Step.SWITCHING):
+                switcher = Switcher(session, target, self._peers(target))
                 return switcher.roll_back(Aborted(Reason.INTERNAL, "an earlier rollback failed"))
             if not session.journal.has(Step.GUARDED):
                 raise Rejected(Reason.WRONG_STEP, "the source is not guarded")
             with self._turns.turn(deadline - 1.0):
-                self._copier.once_more(session)
-                base_ms = self._freezes.base_ms(session.count) + session.fixed_ms
-                predicted = predicted_freeze_ms(session.left_bytes, session.bandwidth, base_ms)
+                allowance = self._allowance(session, budget_ms, post_copy=post_copy)
+                self._copier.once_more(session, allowance)
+                base_ms = self._base_ms(session)
+                allowance = self._allowance(session, budget_ms, post_copy=post_copy)
+                left = session.left_bytes
+                if allowance is not None:
+                    left = min(left, session.bound_bytes + allowance)
+                predicted = rounds.predicted_freeze_ms(left, session.bandwidth, base_ms)
                 if budget_ms and predicted > budget_ms:
                     message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
                     if session.fixed_ms:
                         message += f"; shared memory takes {session.fixed_ms} ms of it"
                     return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
                 timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
+                peer = self._peers(target)
+                switcher = Switcher(session, target, peer, allowance=allowance)
                 outcome = switcher.switch(timeout_s)
-                if outcome and outcome.committed:
+                if outcome and outcome.committed and not post_copy:  # its dump is another one
                     took_ms = max(outcome.freeze_us / 1000 - session.fixed_ms, 0)
                     left, bandwidth = session.left_bytes, session.bandwidth
                     self._freezes.learn(session.count, took_ms, left, bandwidth)
             return outcome or self._still_forward(session, deadline)
 
-    def finish(self, migration: Migration, pod: Pod) -> None:
-        """After the commit: kills what is left, lifts the guard. The kubelet does the rest."""
+    def finish(self, migration: Migration, pod: Pod, *, lost: bool = False) -> None:
+        """After the commit: kills what is left, lifts the guard. The kubelet does the rest.
+        ``lost``: the copy that needed pages from here is gone, and has been given up."""
         key = Key(migration.uid, migration.epoch, Role.SOURCE)
         journal = self._journals.get(key)
         if journal is None or journal.last is Step.FINISHED:
@@ -171,8 +184,11 @@ class Source:
             if not session.journal.has(Step.RUNNING):
                 message = "the target has not said that its copy runs"
                 raise Retryable(Reason.WRONG_STEP, message, delay_seconds=2.0)
+            if session.needed and not lost:
+                message = "the target has not fetched all pages yet"
+                raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=1.0)
             session.processes.hold_address()
-            session.processes.kill()
+            session.processes.kill(held=session.held)
             session.processes.discard()
             self._guards.lift(session.processes, back=False)
             session.processes.clean()
@@ -210,15 +226,47 @@ class Source:
 
     def decision(self, migration: Migration, node: str) -> Decision:
         """For a target that holds a stopped copy and has heard nothing."""
+        journal = self._journal_for(migration, node)
+        committed = journal.has(Step.COMMITTED)
+        over = (Step.THAWED, Step.PARKED, Step.ABORTED)
+        return Decision(committed, not committed and journal.find(*over) is not None)
+
+    def pages(self, migration: Migration, node: str, piece: Piece) -> Sequence[Extent]:
+        """For a target that is, or may soon be, running without all of them."""
+        journal = self._journal_for(migration, node)
+        over = journal.find(Step.THAWED, Step.PARKED, Step.ABORTED, Step.ARRIVED, Step.FINISHED)
+        if over is not None or not journal.has(Step.SWITCHING):
+            what = f"is over ({over.step})" if over else "has not begun"
+            raise Rejected(Reason.WRONG_STEP, f"the switch of this attempt {what}")
+        session = self.resume_session(journal.key)
+        if session is None:
+            raise Rejected(Reason.WRONG_STEP, "the journal of this attempt says nothing")
+        return session.processes.read(piece)
+
+    def arrived(self, migration: Migration, node: str) -> None:
+        """The target needs this side no more: what stands frozen here may end."""
+        journal = self._journal_for(migration, node)
+        if not journal.has(Step.COMMITTED):
+            raise Rejected(Reason.WRONG_STEP, "this attempt has not committed")
+        session = self.resume_session(journal.key)
+        if session is None or journal.terminal:
+            return
+        with session.busy("Arrived"):
+            if not journal.has(Step.ARRIVED):
+                journal.append(Step.ARRIVED)
+                log.info("every page has arrived", **_keys(session))
+            if journal.has(Step.RUNNING):
+                forward.end(session)
+
+    def _journal_for(self, migration: Migration, node: str) -> Journal:
+        """Only the node that this migration names as its target may ask."""
         journal = self._journals.get(Key(migration.uid, migration.epoch, Role.SOURCE))
         if journal is None:
             raise Rejected(Reason.UNKNOWN_MIGRATION, f"migration {migration.uid} is not known here")
         peer = journal.find(Step.OPENED)
         if peer is None or (peer.data.get("peer") or {}).get("name") != node:
             raise Rejected(Reason.WRONG_PEER, f"{node} is not the target of this migration")
-        committed = journal.has(Step.COMMITTED)
-        over = (Step.THAWED, Step.PARKED, Step.ABORTED)
-        return Decision(committed, not committed and journal.find(*over) is not None)
+        return journal
 
     def outcome(self, key: Key) -> Outcome | None:
         """How the switch of this attempt ended, once it has."""
@@ -259,10 +307,27 @@ class Source:
             record = session.journal.find(Step.COMMITTED)
             frozen_at = record.data["frozen_at_ns"] if record else ran.resumed_unix_ns
             sent = session.outlet.bytes_sent if session.outlet else 0
-            outcome = forward.outcome_of(ran, sent, session.parts_us, frozen_at_ns=frozen_at)
+            outcome = forward.outcome_of(
+                ran,
+                sent,
+                session.parts_us,
+                frozen_at_ns=frozen_at,
+                missing_bytes=session.missing_bytes,
+            )
             forward.settle(session, outcome)
         finally:
             peer.close()
+
+    def _base_ms(self, session: SourceSession) -> int:
+        """What a freeze takes however little is sent, by the last round."""
+        return self._freezes.base_ms(session.count) + session.fixed_ms
+
+    def _allowance(self, session: SourceSession, budget_ms: int, *, post_copy: bool) -> int | None:
+        """By the last round, too; None: no post-copy, everything is sent."""
+        if not post_copy:
+            return None
+        base_ms, bound = self._base_ms(session), session.bound_bytes
+        return rounds.allowance(session.bandwidth, budget_ms, base_ms, bound)
 
     def _still_forward(self, session: SourceSession, deadline: float) -> Outcome:
         self.go_on(session)

@@ -88,6 +88,8 @@ class Freeze:
     peer: Peer
     target: PeerNode
     workers: ThreadPoolExecutor
+    allowance: int | None = None  # of a post-copy: bytes that the freeze may send
+    missing_bytes: int = 0  # stay here until the target has fetched them
     watch: Stopwatch = field(default_factory=Stopwatch)
     frozen_at_ns: int = 0  # Unix time, for what both nodes see; durations are by `begun`
     begun: float = 0.0
@@ -124,7 +126,15 @@ class Freeze:
         with part("acknowledge"):
             self.outlet.sync(watchdog.left())
         with part("restore"):
-            restored = self.peer.restore(self.migration, watchdog.left(), self.source.outgoing())
+            restored = self.peer.restore(
+                self.migration,
+                watchdog.left(),
+                self.source.outgoing(),
+                post_copy=self.allowance is not None,
+            )
+        self.missing_bytes = restored.missing_bytes
+        if self.missing_bytes and self.allowance is None:
+            raise Aborted(Reason.VERIFY_FAILED, "pages are missing on the target")
         for name, value in restored.timings_us.items():
             self.watch.parts_us[f"target_{name}"] = value
 
@@ -144,7 +154,7 @@ class Freeze:
 
     def _send_changes(self) -> None:
         with self.watch.part("changes"):
-            stats = self.source.send_changes(self.outlet)
+            stats = self.source.send_changes(self.outlet, self.allowance)
         self.watch.parts_us.update({f"changes_{k}": v for k, v in stats.parts_us.items()})
         with self.watch.part("connections"):
             self.source.renew_connections()
@@ -154,7 +164,8 @@ class Freeze:
         return int((time.monotonic() - self.begun) * 1e6) if self.begun else 0
 
     def _commit(self) -> None:
-        self.journal.append(Step.COMMITTED, {"frozen_at_ns": self.frozen_at_ns})
+        data = {"frozen_at_ns": self.frozen_at_ns, "missing_bytes": self.missing_bytes}
+        self.journal.append(Step.COMMITTED, data)
         self.committed = True
 
     def _send_packets(self) -> None:

@@ -26,7 +26,15 @@ _ABORT_TIMEOUT_S = 3.0
 class Switcher:
     """One switch of one session."""
 
-    def __init__(self, session: SourceSession, target: PeerNode, peer: Peer) -> None:
+    def __init__(
+        self,
+        session: SourceSession,
+        target: PeerNode,
+        peer: Peer,
+        *,
+        allowance: int | None = None,
+    ) -> None:
+        self._allowance = allowance
         self._session = session
         self._target = target
         self._peer = peer
@@ -50,6 +58,7 @@ class Switcher:
                     self._peer,
                     self._target,
                     workers,
+                    self._allowance,
                 )
                 workers.submit(int).result()  # its thread exists before the freeze
                 return self._freeze(freeze, timeout_s)
@@ -65,7 +74,7 @@ class Switcher:
             self._peer.warm(_WARM_TIMEOUT_S)
             outlet.sync()
             self._peer.arm(session.migration, _ARM_TIMEOUT_S)
-            session.processes.prepare()
+            session.processes.prepare(post_copy=self._allowance is not None)
         except (GodwitError, OSError):
             session.processes.discard()
             raise
@@ -94,7 +103,12 @@ class Switcher:
             return None
         sent, parts = freeze.outlet.bytes_sent, freeze.watch.parts_us
         outcome = forward.outcome_of(
-            ran, sent, parts, frozen_at_ns=freeze.frozen_at_ns, waited_us=freeze.waited_us
+            ran,
+            sent,
+            parts,
+            frozen_at_ns=freeze.frozen_at_ns,
+            waited_us=freeze.waited_us,
+            missing_bytes=freeze.missing_bytes,
         )
         forward.settle(self._session, outcome)
         log.info("switched", **self._keys, freeze_us=outcome.freeze_us, **outcome.timings_us)

@@ -17,15 +17,16 @@ import msgspec
 from godwit_agent import log
 from godwit_agent.app import fitness
 from godwit_agent.app.arriving import Arriving, StoreSink
-from godwit_agent.app.asking import Asking, require_not_committed
+from godwit_agent.app.asking import Asking, Telling, require_not_committed
 from godwit_agent.app.epochs import known, refuse_stale
+from godwit_agent.app.fetching import Fetching
 from godwit_agent.app.journal import Journal, JournalStore, Key, Role, Step
 from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory, Ran, Restored
 from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import NodeFacts, Obstacle, Outgoing, Place, Plan, Volume
-from godwit_agent.hostops.ports import Host
+from godwit_agent.hostops.ports import Host, Serving
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -33,7 +34,7 @@ _SILENCE_S = 5.0
 _GATE_STEP_S = 1.0
 _RUNS = (Step.FENCED, Step.RESUMED)
 """Behind either the copy runs, or is about to and nothing else may become of it."""
-_OVER = (*_RUNS, Step.REFUSED, Step.ABORTED, Step.FINISHED)
+_OVER = (*_RUNS, Step.LOST, Step.REFUSED, Step.ABORTED, Step.FINISHED)
 
 
 class Target:
@@ -157,10 +158,17 @@ class Target:
             log.info("armed", **_keys(session))
 
     def restore(
-        self, migration: Migration, node: str, deadline: float, outgoing: tuple[Outgoing, ...] = ()
+        self,
+        migration: Migration,
+        node: str,
+        deadline: float,
+        outgoing: tuple[Outgoing, ...] = (),
+        *,
+        post_copy: bool = False,
     ) -> Restored:
         """Inside the freeze: a complete, stopped, verified copy, or an error. ``outgoing``: the
-        pod's own connections, which this node translates from now on."""
+        pod's own connections, which this node translates from now on. ``post_copy``: complete
+        but for pages that the source has said it withholds; they are fetched from now on."""
         watch = Stopwatch()
         session = self._session(migration.uid, migration.epoch, current=True)
         session.require_source(node)
@@ -171,8 +179,13 @@ class Target:
             if not session.stopped:
                 left = max(deadline - time.monotonic(), 0.01)
                 self._start_asking(session, left + _SILENCE_S)
+                session.pod.complete(watch, may_miss=post_copy)
+                self._start_fetching(session)
                 session.stopped = session.pod.restore(left, watch, outgoing)
-            return Restored(session.stopped, watch.parts_us)
+            missing = session.pod.missing()
+            if missing:
+                missing.hold()  # before it can run
+            return Restored(session.stopped, watch.parts_us, missing.bytes if missing else 0)
 
     def run(self, migration: Migration, node: str) -> Ran:
         """The source has committed: route, door, resume, replay. Never refused as stale."""
@@ -187,6 +200,10 @@ class Target:
         """
         session = self._session(migration.uid, migration.epoch, current=True)
         with session.busy("RunFenced"):
+            if _incomplete(session):
+                self._without_source(session)
+            if lost := session.journal.find(Step.LOST):
+                raise Rejected(Reason.NODE_LOST, str(lost.data["message"]))
             if not session.journal.find(*_RUNS):
                 self._require_copy(session)
                 session.journal.append(Step.FENCED)
@@ -234,9 +251,23 @@ class Target:
 
     def recover(self, session: TargetSession) -> None:
         """A copy may be here, or not: the source decides, or what has been decided goes on."""
-        if session.journal.find(*_RUNS):
-            self._run(session, again=True)
+        if session.journal.has(Step.LOST):
+            session.pod.kill()
+            self._tell_arrived(session)
+        elif _incomplete(session) and not session.pod.here:
+            message = "the node it ran on was restarted, and what had come went with it"
+            self._lose(session, Rejected(Reason.NODE_LOST, message))
+        elif session.journal.find(*_RUNS):
+            self._start_fetching(session)
+            try:
+                self._run(session, again=True)
+            finally:
+                if session.fetching:  # also when the copy has ended meanwhile
+                    session.fetching.run()
+                if session.journal.has(Step.ARRIVED):
+                    self._tell_arrived(session)
         elif session.journal.last is Step.ARMED:
+            self._start_fetching(session)
             self._start_asking(session, 0.0)
         elif not session.journal.terminal:
             # what was in the store is of no use without the process that knew what is missing
@@ -248,6 +279,9 @@ class Target:
             if over is not None:
                 raise Aborted(Reason.RESTORE_FAILED, f"the attempt is over ({over.step})")
             session.pod.verify()
+            missing = session.pod.missing()
+            if missing and missing.bytes:
+                raise Aborted(Reason.RESTORE_FAILED, f"it lacks {missing.bytes} bytes of memory")
         except Aborted as error:
             message = f"this node holds no complete copy: {error.message}"
             raise Rejected(Reason.NODE_LOST, message) from error
@@ -261,6 +295,9 @@ class Target:
             if session.journal.find(Step.REFUSED, Step.ABORTED):
                 raise Unsafe(Reason.RESTORE_FAILED, "the copy is gone")
             pod = session.pod
+            if not record and not pod.here:
+                message = "the copy is gone: this node was restarted before it was to run"
+                raise Unsafe(Reason.RESTORE_FAILED, message)
             with watch.part("route"):
                 pod.take_route()
             with watch.part("door"):
@@ -270,9 +307,15 @@ class Target:
             with watch.part("after_resume"):
                 if not record:
                     self._replay(session, watch)
-                    data = {"resumed_unix_ns": resumed_ns, "timings_us": dict(watch.parts_us)}
+                    data = {
+                        "resumed_unix_ns": resumed_ns,
+                        "timings_us": dict(watch.parts_us),
+                        "incomplete": pod.missing() is not None,
+                    }
                     session.journal.append(Step.RESUMED, data)
                 log.info("running", **_keys(session), **watch.parts_us)
+            if session.fetching:
+                session.fetching.run()
             return Ran(resumed_ns, watch.parts_us)
 
     def _replay(self, session: TargetSession, watch: Stopwatch) -> None:
@@ -292,6 +335,7 @@ class Target:
                 raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
             if session.journal.terminal:
                 return  # a late word: there is nothing any more
+            self._stop_fetching(session)
             session.pod.refuse()
             session.stopped = 0
             if not session.journal.has(Step.REFUSED):
@@ -311,16 +355,88 @@ class Target:
                 require_not_committed(session, self._peers)
             if step is Step.FINISHED and not runs:
                 raise Rejected(Reason.WRONG_STEP, "the copy does not run")
+            if _incomplete(session):
+                message = "pages are still on the source"
+                raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
+            self._stop_fetching(session)
             if not runs:
                 session.pod.refuse()
             session.pod.disarm()
-            session.pod.forget(runs=runs)
+            session.pod.forget(runs=runs, lost=session.journal.has(Step.LOST))
             session.journal.append(step)
             if migration.uid not in self._journals.live():  # else this node is its source, too
                 self._host.stores.destroy(migration.uid)
         with self._lock:
             self._sessions.pop((migration.uid, migration.epoch), None)
         log.info("target over", **_keys(session), step=step)
+
+    def missing(self, key: Key) -> tuple[int, GodwitError | None]:
+        """(bytes of a running copy that are still on its source, why they never come)."""
+        journal = self._journals.get(key)
+        lost = journal.find(Step.LOST) if journal else None
+        if lost:
+            return 0, Rejected(Reason(lost.data["reason"]), str(lost.data["message"]))
+        with self._lock:
+            session = self._sessions.get((key.uid, key.epoch))
+        missing = session.pod.missing() if session and _incomplete(session) else None
+        return (missing.bytes if missing else 0), None
+
+    def _start_fetching(self, session: TargetSession) -> None:
+        """From now on, if anything is missing."""
+        missing = session.pod.missing()
+        if missing is None or session.fetching or session.journal.find(Step.ARRIVED, Step.LOST):
+            return
+        session.fetching = Fetching(
+            session.migration,
+            session.source,
+            missing,
+            self._peers,
+            arrived=lambda: self._all_here(session),
+            lost=lambda error: self._lose(session, error),
+        )
+        session.fetching.start()
+
+    def _without_source(self, session: TargetSession) -> None:
+        """No page comes any more: all of them are here, or the copy is lost."""
+        self._stop_fetching(session)
+        if not _incomplete(session):
+            return  # the last one has come meanwhile
+        missing = session.pod.missing()
+        if missing and not missing.bytes and missing.serving() is not Serving.BROKEN:
+            self._all_here(session)
+        else:
+            self._lose(session, Rejected(Reason.NODE_LOST, "the source's node is gone"))
+
+    @staticmethod
+    def _stop_fetching(session: TargetSession) -> None:
+        fetching, session.fetching = session.fetching, None
+        if fetching:
+            fetching.stop()
+
+    def _all_here(self, session: TargetSession) -> None:
+        session.journal.append(Step.ARRIVED)
+        log.info("every page has arrived", **_keys(session))
+        missing = session.pod.missing()
+        if missing:
+            missing.let_go()
+        self._tell_arrived(session)
+
+    def _tell_arrived(self, session: TargetSession) -> None:
+        """In the background, until the source has heard it: it ends what stands frozen there."""
+        telling = Telling(session, self._peers, self.stopping)
+        telling.start()
+
+    def _lose(self, session: TargetSession, error: GodwitError) -> None:
+        """It must not run on: what it has not got would be waited for, or read as zero."""
+        session.pod.kill()
+        if not session.journal.has(Step.LOST):
+            why = "the pod's process is lost with memory that was still on its source"
+            by_node = error.reason is Reason.NODE_LOST
+            reason = Reason.NODE_LOST if by_node else Reason.PAGES_LOST
+            message = f"{why}: {error.message}"
+            session.journal.append(Step.LOST, {"reason": reason, "message": message})
+            log.error("the running copy was killed", **_keys(session), error=error)
+        self._tell_arrived(session)
 
     def _start_asking(self, session: TargetSession, silence_s: float) -> None:
         asking = Asking(
@@ -364,6 +480,14 @@ def _why_over(journal: Journal) -> GodwitError:
         message = "the target's agent was restarted, and what it had received so far is lost"
         return Aborted(Reason.AGENT_RESTARTED, message)
     return Rejected(Reason.WRONG_STEP, f"this attempt is over ({journal.last})")
+
+
+def _incomplete(session: TargetSession) -> bool:
+    """Whether a copy runs that depends on its source. By the journal: a node that was restarted
+    has lost the copy, and all that it knew of what is missing."""
+    resumed = session.journal.find(Step.RESUMED)
+    depends = resumed is not None and bool(resumed.data.get("incomplete"))
+    return depends and not session.journal.find(Step.ARRIVED, Step.LOST)
 
 
 def _keys(session: TargetSession) -> dict[str, object]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 
 from godwit_agent.hostops import tracking
+from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.filesource import HostSourceFiles
+from godwit_agent.hostops.frozen import HostFrozenMemory
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import PodState, Tracking
@@ -26,6 +28,9 @@ class HostCopies:
 
     def memory(self, pod: PodState) -> HostSourceMemory:
         return HostSourceMemory(pod, best_tracking())
+
+    def frozen(self, pod: PodState) -> HostFrozenMemory:
+        return HostFrozenMemory(pod, HostCgroups(self._layout))
 
     def files(self, pod: PodState) -> HostSourceFiles:
         return HostSourceFiles(self._layout, pod)

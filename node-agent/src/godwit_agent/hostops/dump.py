@@ -56,8 +56,15 @@ class HostGatedDump:
     """The real ``GatedDump``."""
 
     def __init__(
-        self, layout: Layout, hooks: Hooks, container: Container, directory: HostPath
+        self,
+        layout: Layout,
+        hooks: Hooks,
+        container: Container,
+        directory: HostPath,
+        *,
+        post_copy: bool = False,
     ) -> None:
+        self._post_copy = post_copy
         self._hooks = hooks
         self._container = container
         self._path = layout.local(directory)
@@ -90,7 +97,7 @@ class HostGatedDump:
         environment = layout.environment(
             GODWIT_GATE=directory,
             CRIU_CONFIG_FILE=f"{directory}/criu.conf",
-            GODWIT_DIRTY_ONLY="1",  # criu-shim.c
+            GODWIT_DIRTY_ONLY="untracked" if self._post_copy else "1",  # criu-shim.c
             GODWIT_FLAGS=f"{directory}/{_FLAGS}",  # criu-vmas.c
             GODWIT_SHARED=f"{directory}/{_SHARED}",  # criu-shared.c
         )
@@ -200,7 +207,9 @@ class HostDumps:
         self._layout = layout
         self._hooks = hooks
 
-    def prepare(self, container: Container, migration_uid: str) -> HostGatedDump:
+    def prepare(
+        self, container: Container, migration_uid: str, *, post_copy: bool = False
+    ) -> HostGatedDump:
         directory = directory_of(self._layout, migration_uid, container.id)
         path = self._layout.local(directory)
         shutil.rmtree(path, ignore_errors=True)
@@ -209,7 +218,7 @@ class HostDumps:
         (path / "criu.conf").write_text(_OPTIONS + _watched(container))
         Gate(path).make()
         write_shadow(self._layout, container, guard_paths(container), path / "runc")
-        return HostGatedDump(self._layout, self._hooks, container, directory)
+        return HostGatedDump(self._layout, self._hooks, container, directory, post_copy=post_copy)
 
     def recover(self, container: Container, migration_uid: str) -> None:
         path = self._path(container, migration_uid)

@@ -40,6 +40,7 @@ class Kind(StrEnum):
     REMOVED = "r"
     POPULATED = "m"  # not of files: body, all memory ranges of process ``number`` (``memory``)
     SHARED = "s"  # not of files: shared memory ``number`` of ``size`` bytes (``sharedmemory``)
+    WITHHELD = "w"  # in the same form: ranges whose last content stays on the source for now
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):

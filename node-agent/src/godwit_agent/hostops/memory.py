@@ -24,8 +24,8 @@ from godwit_agent.hostops.model import Container, PodState, RoundStats, Tracking
 from godwit_agent.hostops.pagescan import Scanner
 from godwit_agent.hostops.ports import CopySink
 from godwit_agent.hostops.sharedmemory import SharedMemory
-from godwit_agent.hostops.tracking import Tracker
-from godwit_agent.memory import tree
+from godwit_agent.hostops.tracking import HashTracker, Tracker
+from godwit_agent.memory import tree, withholding
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted, Retryable
 from godwit_api.reasons import Reason
@@ -45,6 +45,9 @@ class _Totals:
     copied: int = 0
     scan_ns: int = 0
     look_ns: int = 0
+    bound: int = 0
+    withheld: int = 0
+    left: int | None = None  # may still be sent; None: everything
     parts: dict[str, int] = field(default_factory=dict)
 
 
@@ -69,7 +72,7 @@ class HostSourceMemory:
         self._buffer.write(bytes(_BUFFER_BYTES))
         self._view = memoryview(self._buffer)
         self._previous_ns = 0
-        self._shared = SharedMemory(_deliver)
+        self._shared = SharedMemory(deliver)
 
     def announce(self, sink: CopySink) -> bool:
         found = [
@@ -94,9 +97,9 @@ class HostSourceMemory:
         except OSError as error:
             raise Retryable(Reason.COPY_FAILED, f"memory cannot be read: {error}") from error
 
-    def final(self, sink: CopySink) -> RoundStats:
+    def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
         try:
-            return self._pass(sink, lambda: False, last=True)
+            return self._pass(sink, lambda: False, last=True, allowance=allowance)
         except OSError as error:
             raise Aborted(Reason.COPY_FAILED, f"memory cannot be read: {error}") from error
 
@@ -106,8 +109,15 @@ class HostSourceMemory:
         self._tracked.clear()
         self._shared.close()
 
-    def _pass(self, sink: CopySink, cancelled: Callable[[], bool], *, last: bool) -> RoundStats:
-        begin, totals = time.monotonic_ns(), _Totals()
+    def _pass(
+        self,
+        sink: CopySink,
+        cancelled: Callable[[], bool],
+        *,
+        last: bool,
+        allowance: int | None = None,
+    ) -> RoundStats:
+        begin, totals = time.monotonic_ns(), _Totals(left=allowance)
         seen: set[int] = set()
         for container in self._containers:
             for pid in procs.tree(container.init_pid):
@@ -118,6 +128,7 @@ class HostSourceMemory:
             else:
                 shared = self._shared.round(container.name, sink, cancelled)
             totals.dirty += shared.dirty
+            totals.bound += shared.dirty
             totals.copied += shared.copied
             totals.look_ns += shared.look_ns
         if not last:
@@ -139,6 +150,8 @@ class HostSourceMemory:
             processes=len(seen),
             freeze_us=totals.look_ns // 1000 + self._shared.fill_us(),
             carried_bytes=self._shared.carried_bytes(),
+            bound_bytes=totals.bound,
+            withheld_bytes=totals.withheld,
         )
 
     def _process(
@@ -177,18 +190,30 @@ class HostSourceMemory:
             if last:
                 look = tracker.last if tracker else self._everything
                 ranges, there = look(pagemap, areas)
-                _announce(sink, container.name, vpid, there)
+                _announce(sink, container.name, vpid, Kind.POPULATED, there)
             elif tracker:
                 ranges = tracker.ranges(pagemap, areas)
-            totals.scan_ns += time.monotonic_ns() - begin
             totals.dirty += sum(end - start for start, end in ranges)
+            withheld: tracking.Ranges = []
+            # a hash knows what has changed only when it has been read
+            if totals.left is not None and not isinstance(tracker, HashTracker):
+                ranges, withheld = withholding.split(ranges, areas, totals.left)
+            totals.scan_ns += time.monotonic_ns() - begin
             for start, data in self._read(memory, ranges, strict=last):
                 if cancelled():
                     raise Aborted(Reason.CANCELLED, "cancelled while memory was copied")
                 parts = ((0, len(data)),) if tracker is None else tracker.changed(start, data)
                 for low, high in parts:
+                    if totals.left is not None and totals.left < high - low:
+                        withheld.append((start + low, start + high))
+                        continue
+                    if totals.left is not None:
+                        totals.left -= high - low
                     totals.copied += high - low
-                    _deliver(sink, container.name, vpid, start + low, data[low:high])
+                    deliver(sink, container.name, vpid, start + low, data[low:high])
+            if withheld:
+                totals.withheld += sum(end - start for start, end in withheld)
+                _announce(sink, container.name, vpid, Kind.WITHHELD, withheld)
 
     def _tracker(self, pid: int, *, last: bool) -> Tracker | None:
         """None in the freeze for a process that came after the last round: all of it is new."""
@@ -236,16 +261,19 @@ def _open(stack: contextlib.ExitStack, pid: int, name: str) -> int:
     return fd
 
 
-def _announce(sink: CopySink, container: str, vpid: int, there: tracking.Ranges) -> None:
-    """All populated ranges: CRIU's page map need not list what is unchanged (criu-shim.c)."""
-    numbers = array("Q", itertools.chain.from_iterable(there)).tobytes()
+def _announce(
+    sink: CopySink, container: str, vpid: int, kind: Kind, ranges: tracking.Ranges
+) -> None:
+    """All populated ranges, as CRIU's page map need not list what is unchanged (criu-shim.c);
+    or what is withheld of them."""
+    numbers = array("Q", itertools.chain.from_iterable(ranges)).tobytes()
     for part, at in enumerate(range(0, max(len(numbers), 1), _MAX_RANGES_BYTES)):
-        record = Record(Kind.POPULATED, "", b".", size=part, number=vpid)
+        record = Record(kind, "", b".", size=part, number=vpid)
         body = memoryview(numbers)[at : at + _MAX_RANGES_BYTES]
         sink.file(container, filerecords.encode(record), body)
 
 
-def _deliver(sink: CopySink, container: str, vpid: int, vaddr: int, data: memoryview) -> None:
+def deliver(sink: CopySink, container: str, vpid: int, vaddr: int, data: memoryview) -> None:
     """Pages that are all zero go as ranges: most begin with a zero word, few others do."""
     words = data.cast("Q")[::_WORDS_PER_PAGE].tolist()
     begin = 0

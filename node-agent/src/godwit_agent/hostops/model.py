@@ -172,7 +172,8 @@ class RoundStats:
     the previous pass to this one (0 for the first); ``parts_us``: named parts;
     ``processes``: that were found. What a freeze will cost however little is written:
     ``freeze_us``, and ``carried_bytes`` of shared memory that CRIU itself dumps, sends and
-    restores.
+    restores. ``bound_bytes`` of ``dirty_bytes`` are shared memory and files, of which no post-copy
+    withholds anything; ``withheld_bytes``: changed and not sent, for post-copy.
     """
 
     dirty_bytes: int
@@ -183,6 +184,26 @@ class RoundStats:
     processes: int = 0
     freeze_us: int = 0
     carried_bytes: int = 0
+    bound_bytes: int = 0
+    withheld_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Whole pages of one process from ``vaddr`` on; no ``data``: ``length`` bytes of zeros."""
+
+    vaddr: int
+    length: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Whole pages of one process of a container, without their content; ranges in order."""
+
+    container: str
+    vpid: int
+    ranges: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +259,14 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class StoreTotals:
-    """What the target's store holds when it is complete."""
+    """What the target's store holds when it is complete. ``missing_bytes`` of ``memory_bytes``
+    are still on the source."""
 
     memory_bytes: int
     images_bytes: int
     processes: int
     parts_us: Mapping[str, int] = field(default_factory=dict)
+    missing_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

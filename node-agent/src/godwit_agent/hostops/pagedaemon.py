@@ -31,6 +31,7 @@ class PageDaemon:
         self._pages = pages
         self._work = work
         self._pid_file = layout.local(f"{pages}/daemon.pid")
+        self._ended = layout.local(f"{pages}/ended")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -43,13 +44,14 @@ class PageDaemon:
             *(self._layout.criu, "lazy-pages", "-D", self._pages, "-W", self._work),
             *("-o", "lazy.log", "-v1", "--status-fd", str(writer)),
         )
+        self._ended.unlink(missing_ok=True)
         try:
             self._process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=self._layout.environment(),
+                env=self._layout.environment(GODWIT_PAGES=self._pages),  # criu-postcopy.c
                 pass_fds=(writer,),
                 start_new_session=True,
             )
@@ -77,6 +79,20 @@ class PageDaemon:
                 return False
             time.sleep(0.02)
         return True
+
+    def pid(self) -> int | None:
+        """While it runs, also when a former agent has started it."""
+        if self._process is not None:
+            return self._process.pid if self._process.poll() is None else None
+        return self._former()
+
+    def served(self) -> bool:
+        """Of one that has ended: whether with every page handed over, or dropped."""
+        if self._process is not None:
+            return self._process.poll() == 0
+        with contextlib.suppress(OSError):
+            return self._ended.read_text() == "0\n"
+        return False
 
     def stop(self) -> None:
         """Only when no process depends on it."""

@@ -8,12 +8,15 @@ are zero stay holes.
 from __future__ import annotations
 
 import ctypes
+import functools
+import operator
 import os
 import threading
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from godwit_agent.hostops.marks import ContainerMarks
 from godwit_agent.memory import mappings, pagemap
 from godwit_agent.memory.pagemap import Entry
 from godwit_agent.memory.pageset import PAGE, PageSet
@@ -21,6 +24,7 @@ from godwit_api.errors import Aborted, Rejected
 from godwit_api.reasons import Reason
 
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1  # linux/falloc.h
+_ADDRESS_SPACE = 1 << 57
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
@@ -33,16 +37,19 @@ class _Process:
     data: PageSet = field(default_factory=PageSet)
     there: list[tuple[int, int]] | None = None
     writes: int = 0
+    stale: PageSet = field(default_factory=PageSet)  # written since they came, not sent again
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class PageStore:
-    """``write`` and ``zero`` may be called from several threads."""
+    """``write`` and ``zero`` may be called from several threads. ``reopen``: with the marks of
+    missing pages that lie there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, reopen: bool = True) -> None:
         self._directory = directory
         self._processes: dict[int, _Process] = {}
         self._lock = threading.Lock()
+        self.missing = ContainerMarks(directory, reopen=reopen)
 
     def write(self, vpid: int, vaddr: int, data: memoryview) -> None:
         process = self._process(vpid)
@@ -60,38 +67,44 @@ class PageStore:
         process = self._process(vpid)
         with process.lock:
             if process.data.touches(vaddr, vaddr + length):
-                punch = _PUNCH_HOLE | _KEEP_SIZE
-                if _libc.fallocate(process.fd, punch, vaddr, length):
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number))
+                self._punch(process.fd, vaddr, length)
             process.have.add(vaddr, vaddr + length)
             process.writes += 1
 
     def populated(self, vpid: int, part: int, body: memoryview) -> None:
         """Ranges that the process has, pairs of 64-bit addresses; part 0 begins a new list."""
-        numbers = array("Q")
-        try:
-            numbers.frombytes(bytes(body))
-        except ValueError as error:
-            raise Rejected(Reason.MALFORMED, f"ranges of process {vpid}: {error}") from error
-        ranges = list(zip(numbers[::2], numbers[1::2], strict=False))
-        if len(numbers) % 2 or any(s % PAGE or e % PAGE or s >= e for s, e in ranges):
-            raise Rejected(Reason.MALFORMED, f"ranges of process {vpid} are no page ranges")
+        numbers = _ranges(vpid, body)
         process = self._process(vpid)
         with process.lock:
             if part == 0 or process.there is None:
                 process.there = []
-            process.there += ranges
+            process.there += zip(numbers[::2], numbers[1::2], strict=True)
+
+    def withheld(self, vpid: int, part: int, body: memoryview) -> None:
+        """Ranges whose last content stays on the source, in the form of ``populated``."""
+        numbers = _ranges(vpid, body)
+        process = self._process(vpid)
+        with process.lock:
+            if part == 0:
+                process.stale = PageSet()
+            process.stale.add_all(numbers)
 
     def complete(
-        self, vpid: int, entries: tuple[Entry, ...], layout: bytes, hot_pages: int = 0
+        self,
+        vpid: int,
+        entries: tuple[Entry, ...],
+        layout: bytes,
+        hot_pages: int = 0,
+        *,
+        may_miss: bool = False,
     ) -> tuple[int, list[Entry]]:
         """Writes the daemon's page map, of all pages that CRIU's own images do not have, but for
         ``hot_pages`` of ``entries`` that the restore has to bring. Bytes of all, and those few.
 
         CRIU may have looked at changed pages only, so its map says what it has
         and not what there is. ``layout`` is its ``mm`` image. ``Aborted(VerifyFailed)``
-        when a page has not come, or has come for memory that no daemon can fill.
+        when a page has not come, or has come for memory that no daemon can fill. ``may_miss``:
+        what the source withholds is marked as missing (``missing``).
         """
         process = self._process(vpid)
         if process.there is None:
@@ -102,6 +115,11 @@ class PageStore:
         if wrong is not None:
             message = f"process {vpid}: the memory at {wrong[0]:#x} has been locked since the copy"
             raise Aborted(Reason.VERIFY_FAILED, message)
+        away = process.stale.within(ranges)
+        if away and not may_miss:
+            message = f"process {vpid}: pages have stayed on the source"
+            raise Aborted(Reason.VERIFY_FAILED, message)
+        process.have.unite(away)
         for start, end in ranges:
             missing = process.have.first_missing(start, end)
             if missing is not None:
@@ -109,6 +127,10 @@ class PageStore:
                 raise Aborted(Reason.VERIFY_FAILED, message)
         if ranges:
             os.ftruncate(process.fd, ranges[-1][1])
+        if away:
+            self.missing.add(vpid, away)
+            # what lies in their place is stale, and no restore may bring that
+            entries = tuple(one for one in entries if not away.touches(one.vaddr, one.end))
         hot = pagemap.hot(entries, ranges, hot_pages)
         left = pagemap.without(ranges, hot)
         content = pagemap.encode(vpid, pagemap.for_sparse_file(left))
@@ -144,7 +166,27 @@ class PageStore:
         """Pages that ``write`` had brought."""
         return os.pread(self._process(vpid).fd, length, start)
 
+    def arrived(self, vpid: int, vaddr: int, length: int, data: memoryview) -> None:
+        """Pages that are missing or were; no ``data``: zeros. ``missing.ring`` tells the daemon."""
+        marks = self.missing.marks(vpid)
+        if marks is None:
+            raise Rejected(Reason.MALFORMED, f"no page of process {vpid} is missing")
+        # What is there may have been served and freed: it would lie in memory for nothing.
+        for start, end in marks.ranges(vaddr, vaddr + length):
+            if data:
+                self.write(vpid, start, data[start - vaddr : end - vaddr])
+            else:
+                self._punch(self._process(vpid).fd, start, end - start)
+            marks.clear(start, end)
+
+    @staticmethod
+    def _punch(fd: int, start: int, length: int) -> None:
+        if _libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, start, length):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
     def close(self) -> None:
+        self.missing.close()
         with self._lock:
             for process in self._processes.values():
                 os.close(process.fd)
@@ -167,3 +209,18 @@ class PageStore:
                 if process is None:
                     process = self._processes[vpid] = _Process(self._open(vpid))
         return process
+
+
+def _ranges(vpid: int, body: memoryview) -> array[int]:
+    """Start, end, start, end … ``Rejected(Malformed)``."""
+    numbers = array("Q")
+    try:
+        numbers.frombytes(bytes(body))
+    except ValueError as error:
+        raise Rejected(Reason.MALFORMED, f"ranges of process {vpid}: {error}") from error
+    # many ranges, in the freeze: no step of the interpreter for each
+    together = functools.reduce(operator.or_, numbers, 0)
+    uneven = len(numbers) % 2 or together % PAGE or together >= _ADDRESS_SPACE
+    if uneven or any(map(operator.ge, numbers[::2], numbers[1::2])):
+        raise Rejected(Reason.MALFORMED, f"ranges of process {vpid} are no page ranges")
+    return numbers

@@ -9,12 +9,14 @@ of the same node only. All calls that change something may be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Protocol, TypeVar
 
 from godwit_agent.hostops.model import (
     Container,
+    Extent,
     Guard,
     HeldAddress,
     HostRoute,
@@ -24,6 +26,7 @@ from godwit_agent.hostops.model import (
     Obstacle,
     Outgoing,
     Packet,
+    Piece,
     Place,
     Plan,
     PodState,
@@ -140,11 +143,22 @@ class SourceMemory(Protocol):
         """What was written since the last round (everything in the first).
         ``Retryable(CopyFailed)``; ``Aborted(Cancelled)``."""
 
-    def final(self, sink: CopySink) -> RoundStats:
-        """The rest; the pod must be frozen. ``Aborted(CopyFailed)``."""
+    def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
+        """The rest; the pod must be frozen. At most ``allowance`` bytes of it are sent, what else
+        there is is withheld, and the sink is told. ``Aborted(CopyFailed)``."""
 
     def close(self) -> None:
         """Leaves nothing in the processes."""
+
+
+class FrozenMemory(Protocol):
+    """Memory of a pod that has been dumped and stands frozen. Several calls at a time."""
+
+    def read(self, piece: Piece) -> Sequence[Extent]:
+        """All of it. ``Rejected(SourceExited)``: the process does not stand there any more;
+        ``Retryable(CopyFailed)``."""
+
+    def close(self) -> None: ...
 
 
 class SourceFiles(Protocol):
@@ -163,6 +177,7 @@ class Copies(Protocol):
     """``tracking`` of ``NodeFacts`` says which way memory is tracked."""
 
     def memory(self, pod: PodState) -> SourceMemory: ...
+    def frozen(self, pod: PodState) -> FrozenMemory: ...
     def files(self, pod: PodState) -> SourceFiles: ...
 
 
@@ -201,9 +216,12 @@ class GatedDump(Protocol):
 
 
 class Dumps(Protocol):
-    def prepare(self, container: Container, migration_uid: str) -> GatedDump:
-        """Starts it; the container must be in its guard cgroup. Images lie in the
-        migration's store, which must exist (``Stores.create_source``)."""
+    def prepare(
+        self, container: Container, migration_uid: str, *, post_copy: bool = False
+    ) -> GatedDump:
+        """Starts it; the container must be in its guard cgroup. Images lie in the migration's
+        store, which must exist (``Stores.create_source``). Of a ``post_copy`` it does not look
+        at memory that the agent tracks."""
 
     def recover(self, container: Container, migration_uid: str) -> None:
         """After a restart of the agent, for a migration that did not commit: whatever a former
@@ -211,6 +229,40 @@ class Dumps(Protocol):
 
     def reap(self, container: Container, migration_uid: str) -> None:
         """After a restart, for a migration that did commit: ends CRIU and runc of it."""
+
+
+class Serving(Enum):
+    """What the page daemons of a copy do."""
+
+    RUNNING = auto()
+    ENDED = auto()  # there is nothing left to serve
+    BROKEN = auto()  # one has died with pages that it had not served: they read as zero
+
+
+class MissingPages(Protocol):
+    """Pages of a copy that are still on the source. Several calls at a time."""
+
+    @property
+    def bytes(self) -> int:
+        """How much there is."""
+
+    def pieces(self, most: int) -> Iterator[Piece]:
+        """All there is, in the order in which it is best to come; at most ``most`` bytes each."""
+
+    def wanted(self, timeout_s: float) -> Sequence[Piece]:
+        """What processes wait for, with what is missing around it; none after the timeout. Told
+        again as long as it has not arrived. Returns also when ``serving`` has changed."""
+
+    def arrived(self, piece: Piece, extents: Iterable[Extent]) -> None:
+        """Content of the whole piece. What has arrived before is left alone."""
+
+    def serving(self) -> Serving: ...
+
+    def hold(self) -> None:
+        """From now on until ``let_go`` a process whose daemon dies waits for ever instead of
+        reading zeros. Again for children that have come since."""
+
+    def let_go(self) -> None: ...
 
 
 class TargetStore(Protocol):
@@ -238,9 +290,13 @@ class TargetStore(Protocol):
         """Page daemons of all containers whose bootstrap images have come. Before the freeze;
         restarts those whose bootstrap has changed."""
 
-    def complete(self) -> StoreTotals:
+    def complete(self, *, may_miss: bool = False) -> StoreTotals:
         """In the freeze, when all has come: page maps are written, everything CRIU expects is
-        there, the daemons are ready. ``Aborted(VerifyFailed)``."""
+        there, the daemons are ready. ``may_miss``: but for what the source has withheld; see
+        ``missing``. ``Aborted(VerifyFailed)``."""
+
+    def missing(self) -> MissingPages | None:
+        """Once ``complete``, also after a restart; None: nothing was ever missing."""
 
     def require_shared(self) -> None:
         """After the restore: it has taken all shared memory. ``Aborted(VerifyFailed)``."""
@@ -269,7 +325,8 @@ class Stores(Protocol):
         once. ``Rejected(NotEnoughMemory)``."""
 
     def open_target(self, migration_uid: str) -> TargetStore | None:
-        """After a restart of the agent: only ``slots``, ``drained`` and ``destroy`` are useful."""
+        """After a restart of the agent: only ``slots``, ``missing``, ``drained`` and ``destroy``
+        are useful."""
 
     def destroy_source(self, migration_uid: str) -> None:
         """Only what this node has as the source."""

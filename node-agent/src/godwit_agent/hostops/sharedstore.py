@@ -48,7 +48,7 @@ class SharedStore(PageStore):
     """``images``: where CRIU's images lie, and the socket at which a restore asks."""
 
     def __init__(self, images: Path) -> None:
-        super().__init__(images)
+        super().__init__(images, reopen=False)  # nothing of it is ever missing
         self._images = images
         self._objects: dict[int, _Object] = {}
         self._by_number: dict[int, _Object] = {}

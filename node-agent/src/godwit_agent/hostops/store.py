@@ -16,6 +16,7 @@ from godwit_agent.hostops.filetarget import TargetFiles
 from godwit_agent.hostops.gate import Gate
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.memory import BOOTSTRAP_TREE
+from godwit_agent.hostops.missing import HostMissing
 from godwit_agent.hostops.model import HostPath, Place, PodState, Slot, StoreTotals
 from godwit_agent.hostops.pagedaemon import PageDaemon
 from godwit_agent.hostops.pagestore import PageStore
@@ -93,6 +94,7 @@ class HostTargetStore:
             for name in containers
         }
         self._files = TargetFiles(layout, {n: f"{base}/{n}/files" for n in containers}, places)
+        self._missing: HostMissing | None = None
 
     def make(self) -> None:
         for part in self._parts.values():
@@ -126,6 +128,10 @@ class HostTargetStore:
         part, record = self._part(container), filerecords.decode(header)
         if record.kind is Kind.POPULATED:
             self._space(container, record.number).populated(record.number, record.size, body)
+        elif record.kind is Kind.WITHHELD:
+            if record.number & SHARED:
+                raise Rejected(Reason.MALFORMED, "shared memory cannot be withheld")
+            part.pages.withheld(record.number, record.size, body)
         elif record.kind is Kind.SHARED:
             part.shared.announce(record, body)
         else:
@@ -154,7 +160,7 @@ class HostTargetStore:
             except ImageError as error:
                 raise Aborted(Reason.VERIFY_FAILED, f"{BOOTSTRAP_TREE}: {error}") from error
 
-    def complete(self) -> StoreTotals:
+    def complete(self, *, may_miss: bool = False) -> StoreTotals:
         memory = images = count = 0
         begin = time.monotonic_ns()
         for part in self._parts.values():
@@ -162,7 +168,7 @@ class HostTargetStore:
                 processes = (part.images / "pstree.img").read_bytes()
                 for number, process in enumerate(tree.decode(processes)):
                     count += 1
-                    memory += self._complete(part, process.pid, number)
+                    memory += self._complete(part, process.pid, number, may_miss=may_miss)
                 memory += part.shared.complete_all()
                 self._follow(part, processes)
             except (FileNotFoundError, ImageError) as error:
@@ -170,13 +176,22 @@ class HostTargetStore:
                 raise Aborted(Reason.VERIFY_FAILED, message) from error
             images += sum(path.stat().st_size for path in part.images.iterdir())
         took = (time.monotonic_ns() - begin) // 1000
-        return StoreTotals(memory, images, count, {"complete": took})
+        away = sum(part.pages.missing.bytes for part in self._parts.values())
+        return StoreTotals(memory, images, count, {"complete": took}, away)
+
+    def missing(self) -> HostMissing | None:
+        parts = {n: (p.pages, p.daemon) for n, p in self._parts.items() if p.pages.missing}
+        if parts and self._missing is None:
+            self._missing = HostMissing(parts)
+        return self._missing
 
     def require_shared(self) -> None:
         for part in self._parts.values():
             part.shared.require_given()
 
     def destroy(self) -> None:
+        if self._missing:
+            self._missing.let_go()
         for part in self._parts.values():
             part.daemon.stop()
             part.pages.close()
@@ -192,7 +207,7 @@ class HostTargetStore:
         )
 
     @staticmethod
-    def _complete(part: _Part, vpid: int, before: int) -> int:
+    def _complete(part: _Part, vpid: int, before: int, *, may_miss: bool) -> int:
         path, layout = part.images / f"pagemap-{vpid}.img", part.images / f"mm-{vpid}.img"
         if not path.exists():
             if layout.exists():
@@ -201,7 +216,7 @@ class HostTargetStore:
         number, entries = pagemap.decode(path.read_bytes())
         part.link(vpid)
         most = hotpages.room(part.images, number, before)
-        size, hot = part.pages.complete(vpid, entries, layout.read_bytes(), most)
+        size, hot = part.pages.complete(vpid, entries, layout.read_bytes(), most, may_miss=may_miss)
         if hot:
             hotpages.bring(
                 part.images, vpid, number, entries, hot,

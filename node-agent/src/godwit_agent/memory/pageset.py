@@ -6,7 +6,7 @@ page exist. Not thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 PAGE = 4096
 _CHUNK_PAGES = 1 << 18
@@ -25,6 +25,52 @@ class PageSet:
             if chunk is None:
                 chunk = self._chunks[number] = bytearray(_CHUNK_PAGES)
             chunk[first:last] = _ONES[: last - first]
+
+    def add_all(self, numbers: Sequence[int]) -> None:
+        """Many ranges: start, end, start, end …"""
+        chunks, bits = self._chunks, _CHUNK_PAGES.bit_length() - 1
+        pairs = iter(numbers)
+        for start, end in zip(pairs, pairs, strict=True):
+            first, last = start // PAGE, end // PAGE
+            number = first >> bits
+            chunk = chunks.get(number)
+            if chunk is None or last > (number + 1) << bits:
+                self.add(start, end)
+                continue
+            first -= number << bits
+            last -= number << bits
+            if last - first == 1:
+                chunk[first] = 1
+            else:
+                chunk[first:last] = _ONES[: last - first]
+
+    def unite(self, other: PageSet) -> None:
+        """Adds all pages of ``other``."""
+        for number, chunk in other._chunks.items():
+            mine = self._chunks.get(number)
+            if mine is None:
+                self._chunks[number] = bytearray(chunk)
+            else:
+                both = int.from_bytes(mine, "little") | int.from_bytes(chunk, "little")
+                mine[:] = both.to_bytes(_CHUNK_PAGES, "little")
+
+    def within(self, ranges: Iterable[tuple[int, int]]) -> PageSet:
+        """Those pages that lie in ``ranges``."""
+        found = PageSet()
+        for start, end in ranges if self._chunks else ():
+            for number, first, last in _pieces(start, end):
+                chunk = self._chunks.get(number)
+                if chunk is None or chunk.find(1, first, last) < 0:
+                    continue
+                into = found._chunks.setdefault(number, bytearray(_CHUNK_PAGES))
+                into[first:last] = memoryview(chunk)[first:last]
+        return found
+
+    def marks(self) -> Iterator[tuple[int, bytearray]]:
+        """(number of the first page, one byte for each page from there on: 1 for those in the
+        set), in order; what lies between has none."""
+        for number in sorted(self._chunks):
+            yield number * _CHUNK_PAGES, self._chunks[number]
 
     def covers(self, start: int, end: int) -> bool:
         return self.first_missing(start, end) is None

@@ -47,6 +47,7 @@ class Round:
     ``bandwidth`` bytes/s (0: not known); ``since_s``: from the start of the round before to
     the start of this one, 0 for the first, which finds everything. ``fixed_ms``: what a freeze
     of this pod lasts longer than of one without shared memory, however little is written.
+    ``bound_bytes`` of ``dirty_bytes`` are what no post-copy leaves for later.
     """
 
     dirty_bytes: int
@@ -55,6 +56,7 @@ class Round:
     since_s: float
     bandwidth: int
     fixed_ms: int = 0
+    bound_bytes: int = 0
 
     @property
     def first(self) -> bool:
@@ -63,9 +65,17 @@ class Round:
     @property
     def left_bytes(self) -> int:
         """At most this much is there to send after the round; 0 where it is not known yet."""
+        return self._left(self.dirty_bytes)
+
+    @property
+    def bound_left_bytes(self) -> int:
+        """Of ``left_bytes``, what no post-copy leaves for later."""
+        return self._left(self.bound_bytes)
+
+    def _left(self, dirty_bytes: int) -> int:
         if self.first:
             return 0
-        return round(self.dirty_bytes * max(1.0, self.seconds / self.since_s))
+        return round(dirty_bytes * max(1.0, self.seconds / self.since_s))
 
     @property
     def dirty_rate(self) -> int:
@@ -94,19 +104,31 @@ def predicted_freeze_ms(left_bytes: int, bandwidth: int, base_ms: int = FIXED_FR
     return base_ms + round(left_bytes * 1000 / bandwidth if bandwidth else 0)
 
 
+def allowance(
+    bandwidth: int, budget_ms: int = 0, base_ms: int = FIXED_FREEZE_MS, bound_bytes: int = 0
+) -> int:
+    """Bytes of pages that the freeze of a post-copy sends: what its budget lets through, without
+    one what costs nothing, less ``bound_bytes``, which it sends anyway. ``base_ms``: of this
+    freeze without any of them."""
+    most = max(budget_ms - base_ms, 0) * bandwidth // 1000 if budget_ms else SMALL_BYTES
+    return max(most - bound_bytes, 0)
+
+
 def decide(
     done: Sequence[Round],
     *,
     budget_ms: int = 0,
     steps_left: int = 0,
     base_ms: int = FIXED_FREEZE_MS,
+    post_copy: bool = False,
 ) -> Decision:
     """After the rounds ``done``, oldest first; ``budget_ms`` 0: none.
 
     A budget below ``base_ms`` is refused before the first round, and one below the least that
     shared memory has added to it after that: no round can help, and no slower pod.
     ``steps_left``: how often the pod may still be slowed down before a budget is refused;
-    ``done`` then begins anew with the last round before the step.
+    ``done`` then begins anew with the last round before the step. ``post_copy``: instead of a
+    refusal, what the freeze cannot send comes after it; what else it costs must fit.
     """
     last = done[-1] if done else None
     least = base_ms + min((one.fixed_ms for one in done if not one.first), default=0)
@@ -117,6 +139,12 @@ def decide(
     verdict = _verdict(done, predicted, budget_ms)
     if verdict is Verdict.REFUSE and steps_left > 0:
         verdict = Verdict.THROTTLE
+    if last and post_copy:
+        bound = last.bound_left_bytes
+        sent = min(last.left_bytes, bound + allowance(last.bandwidth, budget_ms, base_ms, bound))
+        predicted = predicted_freeze_ms(sent, last.bandwidth, base_ms)
+        if verdict is Verdict.REFUSE and predicted <= budget_ms:
+            verdict = Verdict.SWITCH
     return Decision(verdict, predicted)
 
 

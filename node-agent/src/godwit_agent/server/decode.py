@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 
 from godwit_agent.app.model import CopyPolicy, Migration, MovedAddress, PeerNode, Pod
-from godwit_agent.hostops.model import HostPath, NodeFacts, Outgoing, Plan, Tracking, Volume
+from godwit_agent.hostops.model import HostPath, NodeFacts, Outgoing, Piece, Plan, Tracking, Volume
 from godwit_api.errors import Rejected
 from godwit_api.objectstores import Store, faults
 from godwit_api.pb import agent_pb2 as pb
@@ -27,6 +28,12 @@ _MAX_MORE = 8
 _MAX_VOLUMES = 64
 _MAX_PATH = 4096
 _MAX_TIMEOUT_S = 432_000  # nf_conntrack_tcp_timeout_established
+
+
+_PAGE = 4096
+_MAX_RANGES = 4096
+_MAX_PIECE_BYTES = 4 << 20
+_ADDRESS_SPACE = 1 << 57
 
 
 def _bad(message: str) -> Rejected:
@@ -85,6 +92,7 @@ def copy_policy(request: pb.CopyRequest) -> CopyPolicy:
         limit=size(request.bandwidth_limit_bytes_per_s, "bandwidth_limit"),
         compress=request.compress,
         throttle=request.throttle,
+        post_copy=request.post_copy,
     )
 
 
@@ -241,3 +249,18 @@ def _outgoing(item: pb.Outgoing) -> Outgoing:
         raise _bad("outgoing: no connection")
     timeout_s = min(max(item.timeout_seconds, 1), _MAX_TIMEOUT_S)
     return Outgoing(item.protocol, client, service, server, item.status, timeout_s, item.tcp)
+
+
+def piece(request: pb.PagesRequest) -> Piece:
+    """What a target wants of a frozen process; little enough for one answer."""
+    numbers = list(request.ranges)
+    ranges = tuple(zip(numbers[::2], numbers[1::2], strict=False))
+    if not numbers or len(numbers) % 2 or len(ranges) > _MAX_RANGES or not request.vpid:
+        raise _bad("ranges of pages are uneven, none, or too many")
+    if any(number % _PAGE or number > _ADDRESS_SPACE for number in numbers):
+        raise _bad("ranges of pages are not aligned, or outside the address space")
+    rising = all(low <= high for low, high in itertools.pairwise(numbers))
+    empty = any(start >= end for start, end in ranges)
+    if empty or not rising or sum(end - start for start, end in ranges) > _MAX_PIECE_BYTES:
+        raise _bad("ranges of pages overlap, are empty, or too large")
+    return Piece(label(request.container, "container"), request.vpid, ranges)

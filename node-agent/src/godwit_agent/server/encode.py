@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from godwit_agent.app import model
 from godwit_agent.app.agent import Agent, JournalSummary
 from godwit_agent.app.journal import Role
-from godwit_agent.hostops.model import Inspection, NodeFacts, Obstacle
+from godwit_agent.hostops.model import Extent, Inspection, NodeFacts, Obstacle
+from godwit_api.errors import GodwitError
 from godwit_api.pb import agent_pb2 as pb
 
 _ROLES = {Role.SOURCE: pb.ROLE_SOURCE, Role.TARGET: pb.ROLE_TARGET}
@@ -73,6 +76,7 @@ def outcome(value: model.Outcome) -> pb.SwitchResponse:
         freeze_us=value.freeze_us,
         transferred_bytes=value.transferred_bytes,
         timings_us=dict(value.timings_us),
+        missing_bytes=value.missing_bytes,
     )
 
 
@@ -82,4 +86,16 @@ def record(value: JournalSummary) -> pb.MigrationRecord:
         role=_ROLES[value.role],
         step=value.step,
         outcome=outcome(value.outcome) if value.outcome else None,
+        missing_bytes=value.missing_bytes,
+        lost=_failure(value.lost) if value.lost else None,
     )
+
+
+def extents(values: Iterable[Extent]) -> pb.PagesResponse:
+    return pb.PagesResponse(
+        extents=(pb.Extent(vaddr=one.vaddr, length=one.length, data=one.data) for one in values)
+    )
+
+
+def _failure(error: GodwitError) -> pb.Obstacle:
+    return pb.Obstacle(reason=error.reason.value, message=error.message)

@@ -126,6 +126,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
                     budget_ms=decode.milliseconds(request.freeze_budget_ms, "freeze_budget_ms"),
                     timeout_ms=decode.milliseconds(request.freeze_timeout_ms, "freeze_timeout_ms"),
                     deadline=until,
+                    post_copy=request.post_copy,
                 )
             return encode.outcome(outcome)
 
@@ -136,7 +137,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
     ) -> pb.FinishSourceResponse:
         def work(_: float) -> pb.FinishSourceResponse:
             migration, pod = decode.migration(request.migration), decode.pod(request.pod)
-            self._agent.source.finish(migration, pod)
+            self._agent.source.finish(migration, pod, lost=request.lost)
             return pb.FinishSourceResponse()
 
         return _serve(context, "FinishSource", work)

@@ -10,7 +10,7 @@ import grpc
 
 from godwit_agent.app.agent import Agent
 from godwit_agent.app.model import Migration
-from godwit_agent.server import auth, decode
+from godwit_agent.server import auth, decode, encode
 from godwit_agent.server.edge import answer, deadline
 from godwit_api.pb import agent_pb2 as pb
 from godwit_api.pb import agent_pb2_grpc
@@ -35,8 +35,14 @@ class PeerServicer(agent_pb2_grpc.PeerServicer):
     def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:
         def work(migration: Migration, node: str, until: float) -> pb.RestoreResponse:
             outgoing = decode.outgoing(list(request.outgoing))
-            restored = self._agent.target.restore(migration, node, until, outgoing)
-            return pb.RestoreResponse(timings_us=restored.timings_us, processes=restored.processes)
+            restored = self._agent.target.restore(
+                migration, node, until, outgoing, post_copy=request.post_copy
+            )
+            return pb.RestoreResponse(
+                timings_us=restored.timings_us,
+                processes=restored.processes,
+                missing_bytes=restored.missing_bytes,
+            )
 
         return _serve(request.migration, context, "Restore", work)
 
@@ -62,6 +68,20 @@ class PeerServicer(agent_pb2_grpc.PeerServicer):
             return pb.CommittedResponse(committed=decision.committed, aborted=decision.aborted)
 
         return _serve(request.migration, context, "Committed", work)
+
+    def Pages(self, request: pb.PagesRequest, context: _Context) -> pb.PagesResponse:
+        def work(migration: Migration, node: str, until: float) -> pb.PagesResponse:
+            piece = decode.piece(request)
+            return encode.extents(self._agent.source.pages(migration, node, piece))
+
+        return _serve(request.migration, context, "Pages", work)
+
+    def Arrived(self, request: pb.ArrivedRequest, context: _Context) -> pb.ArrivedResponse:
+        def work(migration: Migration, node: str, until: float) -> pb.ArrivedResponse:
+            self._agent.source.arrived(migration, node)
+            return pb.ArrivedResponse()
+
+        return _serve(request.migration, context, "Arrived", work)
 
 
 def _serve(
