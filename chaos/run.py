@@ -76,11 +76,13 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
     if not here:
         stage.start(cluster, nodes[0])
     cluster.wait_ready(POD, NAMESPACE)
-    pod = cluster.get("pod", POD, NAMESPACE)
-    source, address = pod["spec"]["nodeName"], pod["status"]["podIP"]
-    target = next(node for node in nodes if node != source)
-    scene = Stage(cluster, source, target, address, f"m{number}", row.boundary.name)
-    gone = {"source node gone": source, "target node gone": target}.get(row.fault)
+    scene = _scene(cluster, nodes, f"m{number}", row)
+    gone = _gone(scene, row)
+    if gone and gone == _home(scene.pod()):
+        _next(scene, nodes, f"h{number}")
+        scene = _scene(cluster, nodes, f"m{number}", row)
+        gone = _gone(scene, row)
+    source, target, address = scene.source, scene.target, scene.address
     if gone:
         scene.operator_away_from(gone)
     begin = time.monotonic()
@@ -124,6 +126,27 @@ def run_row(cluster: Cluster, nodes: list[str], row: Row) -> dict[str, Any]:
     }
     result["violations"] = violations(row, result, source, target)
     return result
+
+
+def _scene(cluster: Cluster, nodes: list[str], name: str, row: Row) -> Stage:
+    """From where the pod is now to the other node."""
+    pod = cluster.get("pod", POD, NAMESPACE)
+    source = pod["spec"]["nodeName"]
+    target = next(node for node in nodes if node != source)
+    return Stage(cluster, source, target, pod["status"]["podIP"], name, row.boundary.name)
+
+
+def _gone(scene: Stage, row: Row) -> str | None:
+    """The node that the fault takes away."""
+    nodes = {"source node gone": scene.source, "target node gone": scene.target}
+    return nodes.get(row.fault)
+
+
+def _home(pod: dict[str, Any]) -> str:
+    """The node whose range the pod's address is of: without it no packet from outside the cluster
+    finds its way, wherever the pod is."""
+    annotations = pod["metadata"].get("annotations", {})
+    return str(annotations.get("godwit.io/home-node", pod["spec"]["nodeName"]))
 
 
 def _report(client: Counter) -> dict[str, Any]:

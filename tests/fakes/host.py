@@ -22,6 +22,7 @@ from godwit_agent.hostops.model import (
     HostRoute,
     Inspection,
     Link,
+    Mark,
     NodeFacts,
     Obstacle,
     Outgoing,
@@ -110,6 +111,8 @@ class FakeNode:
         self.frozen_ids: set[str] = set()
         self.guard_files: dict[str, Guard] = {}
         self.expected_pods: dict[str, str] = {}
+        self.marked_pods: dict[str, str] = {}
+        self.marks_age_s = 0.0
         self.waiting: set[str] = set()
         self.restored: dict[str, Restored] = {}
         self.running = False
@@ -528,14 +531,23 @@ class _Hooks(_Part):
         plan: Plan = ONLY_RESTORED,
     ) -> None:
         self.node.do("expect")
-        self.node.expected_pods[pod_uid] = migration
+        self.node.expected_pods[pod_uid] = self.node.marked_pods[pod_uid] = migration
 
-    def unexpect(self, pod_uid: str) -> None:
+    def unexpect(self, pod_uid: str, *, ran: bool) -> None:
         self.node.do("unexpect")
         self.node.expected_pods.pop(pod_uid, None)
+        if ran:
+            self.unmark(pod_uid)
 
     def expected(self) -> Mapping[str, str]:
         return dict(self.node.expected_pods)
+
+    def marks(self) -> tuple[Mark, ...]:
+        marked = self.node.marked_pods.items()
+        return tuple(Mark(uid, migration, self.node.marks_age_s) for uid, migration in marked)
+
+    def unmark(self, pod_uid: str) -> None:
+        self.node.marked_pods.pop(pod_uid, None)
 
     def network(self, pod_uid: str) -> SuccessorNetwork | None:
         if pod_uid not in self.node.pods_here:

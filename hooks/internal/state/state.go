@@ -160,8 +160,9 @@ func (d Dirs) Expected(podUID string) (*Expect, error) {
 	return expect, nil
 }
 
-// lost tells of a successor whose expectation is gone. The mark is written before the pod may
-// be scheduled, and removed when its migration is over here.
+// lost tells of a successor whose expectation is gone: the node was restarted, or the migration
+// was given up and the kubelet has not heard yet that the pod was deleted. The mark is written
+// before the pod may be scheduled, and removed when the pod runs.
 func (d Dirs) lost(podUID string) error {
 	if d.Lib == "" {
 		return nil
@@ -170,7 +171,7 @@ func (d Dirs) lost(podUID string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return fmt.Errorf("pod %s is the successor of a migration that this node knows nothing of any more (was it restarted?): a successor never starts empty; it can start when its PodMigration has ended", podUID)
+	return fmt.Errorf("pod %s is the successor of a migration that was given up, or that this node has forgotten (was it restarted?): a successor never starts empty; delete the pod when its PodMigration has ended", podUID)
 }
 
 // WriteNetwork records what ADD did.

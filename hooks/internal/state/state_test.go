@@ -107,7 +107,7 @@ func TestASuccessorDoesNotStartWhenTheNodeHasForgottenIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := dirs.Expected("uid"); err != nil {
-		t.Errorf("when its migration is over it is a pod like any other: %v", err)
+		t.Errorf("when it has run it is a pod like any other: %v", err)
 	}
 }
 

@@ -54,6 +54,7 @@ def test_a_pod_moves(cluster: Cluster) -> None:
     assert cluster.b.steps() == ["Finished"]
     assert not cluster.a.fake.guard_files
     assert not cluster.b.fake.expected_pods
+    assert not cluster.b.fake.marked_pods
     assert not cluster.b.fake.stores_here
 
 
@@ -173,6 +174,8 @@ def test_every_failure_before_the_commit_thaws(cluster: Cluster, effect: str) ->
     cluster.abort_source(lift_guard=True)
     cluster.abort_target()
     assert not cluster.b.fake.expected_pods
+    # whose kubelet may not have heard of it yet
+    assert SUCCESSOR in cluster.b.fake.marked_pods
     assert not cluster.a.fake.guard_files
     assert cluster.a.steps() == ["Aborted"]
 

@@ -127,6 +127,25 @@ def test_debris_goes_and_what_lives_stays(node: FakeNode, tmp_path: Path) -> Non
     assert [key.uid for key in journals.attempts()] == [UID]
 
 
+def test_a_successor_that_never_ran_is_known_until_the_kubelet_has_taken_it_down(
+    node: FakeNode, tmp_path: Path
+) -> None:
+    """The kubelet may not know yet that the pod was deleted, and start its containers again."""
+    host, house = node.host(), Housekeeping(node.host(), JournalStore(tmp_path), 72)
+    host.hooks.expect("successor", UID, 1, ("ip",), {})
+    host.hooks.unexpect("successor", ran=False)
+    node.successor_arrives("successor")
+    for age_s, gone in ((10.0, False), (1e6, False), (10.0, True)):
+        node.marks_age_s = age_s
+        if gone:
+            del node.pods_here["successor"]
+        house.sweep()
+        assert set(node.marked_pods) == {"successor"}
+    node.marks_age_s = 1e6
+    house.sweep()
+    assert not node.marked_pods
+
+
 def test_a_node_that_is_alike_has_no_obstacles(node: FakeNode) -> None:
     facts = node.host().probe.facts()
     assert list(fitness.obstacles("a", facts, facts)) == []

@@ -116,7 +116,7 @@ class FakeNode(Host):
             raise AssertionError(f"unexpected program: {line}")
         return subprocess.CompletedProcess(argv, code, out, out if code else "")
 
-    def knows_handler(self, socket: str, handler: str) -> bool:
+    def knows_handler(self, containerd: str, handler: str) -> bool:
         return self.running
 
     def drop_in(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -243,6 +244,20 @@ def test_nothing_is_undone_while_containers_use_the_handler(
         node.uninstall(host, settings)
     assert host.files() == before
     assert host.running
+
+
+def test_what_a_lost_shim_has_left_is_not_in_use(host: FakeNode) -> None:
+    tasks = host.path("/run/containerd/io.containerd.runtime.v2.task/k8s.io")
+    for name in ("dead", "gone", "lives"):
+        (tasks / name).mkdir(parents=True)
+        (tasks / name / "options.json").write_text('{"binary_name":"/opt/godwit/bin/godwit-runc"}')
+        said = {"version": 3, "address": f"unix:///run/{name}", "protocol": "ttrpc"}
+        (tasks / name / "bootstrap.json").write_text(json.dumps(said))
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as lives:
+        dead.bind(str(host.path("/run/dead")))
+        lives.bind(str(host.path("/run/lives")))
+        lives.listen()
+        assert node.in_use(host) == ["lives"]
 
 
 @pytest.mark.parametrize(

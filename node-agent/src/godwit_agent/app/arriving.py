@@ -194,13 +194,14 @@ class Arriving:
         self._restored.clear()
 
     def forget(self, *, runs: bool) -> None:
-        """Removes expectation and store; of a copy that does not run, its volumes too."""
+        """Removes expectation and store; of a copy that does not run, its volumes too, and the pod
+        never starts here."""
         store = self._store
         if store and runs and not store.drained(_DRAIN_TIMEOUT_S):
             message = "pages are still on their way into the process"
             raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
         if self._successor:
-            self._host.hooks.unexpect(self._successor)
+            self._host.hooks.unexpect(self._successor, ran=runs)
         if store:
             store.destroy()
         self._store = None

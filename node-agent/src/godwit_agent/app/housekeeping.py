@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Set as AbstractSet
 
 from godwit_agent import log
 from godwit_agent.app.journal import JournalStore
@@ -11,6 +12,8 @@ from godwit_agent.hostops.ports import Host
 from godwit_api.errors import GodwitError
 
 _EVERY_S = 600.0
+_MARK_S = 3600.0
+"""The kubelet may be about to make the sandbox of a pod whose deletion it has not heard of yet."""
 
 
 class Housekeeping:
@@ -39,13 +42,23 @@ class Housekeeping:
                 log.info("store of no migration removed", uid=uid)
         for pod_uid, migration in self._host.hooks.expected().items():
             if migration not in live:
-                self._host.hooks.unexpect(pod_uid)
+                self._host.hooks.unexpect(pod_uid, ran=False)
                 log.info("expectation of no migration removed", uid=migration, pod_uid=pod_uid)
+        self._unmark(live)
         for guard in self._host.hooks.guards():
             # an unknown guard is not ours to judge: it ends by its deadline, not renewed
             if guard.migration in known and guard.migration not in live:
                 self._host.hooks.unguard((guard.container_id,))
                 log.info("guard of no migration removed", uid=guard.migration)
+
+    def _unmark(self, live: AbstractSet[str]) -> None:
+        """Successors that never ran, and that the kubelet cannot start any more: it has taken
+        down the sandbox, which it keeps as long as it knows of the pod."""
+        here = set(self._host.pods.list())
+        for mark in self._host.hooks.marks():
+            old = mark.age_s > _MARK_S
+            if old and mark.migration not in live and mark.pod_uid not in here:
+                self._host.hooks.unmark(mark.pod_uid)
 
     def forget_old(self) -> None:
         """Journals that have been over for long; repeated calls are not expected any more."""

@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import ONLY_RESTORED, Guard, HostPath, Plan, Slot, SuccessorNetwork
+from godwit_agent.hostops.model import (
+    ONLY_RESTORED,
+    Guard,
+    HostPath,
+    Mark,
+    Plan,
+    Slot,
+    SuccessorNetwork,
+)
 from godwit_agent.hostops.smallfiles import make_directory, read_json, sync_directory, write_json
 from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason
@@ -150,23 +158,32 @@ class HookFiles:
             },
         )
 
-    def unexpect(self, pod_uid: str) -> None:
+    def unexpect(self, pod_uid: str, *, ran: bool) -> None:
         directory = self._base / "expect" / self._safe(pod_uid)
         if directory.is_dir():
             shutil.rmtree(directory)
-        (self._marks / pod_uid).unlink(missing_ok=True)
-        sync_directory(self._marks)
+        if ran:
+            self.unmark(pod_uid)
 
     def expected(self) -> Mapping[str, str]:
         found = {}
-        records = {path.name: path / "expect.json" for path in (self._base / "expect").iterdir()}
-        for path in self._marks.iterdir():
-            if not path.name.startswith("."):
-                records.setdefault(path.name, path)
-        for name in sorted(records):
-            value = read_json(records[name])
-            found[name] = str(value["migration"]) if value else ""
+        for path in sorted((self._base / "expect").iterdir()):
+            value = read_json(path / "expect.json")
+            found[path.name] = str(value["migration"]) if value else ""
         return found
+
+    def marks(self) -> tuple[Mark, ...]:
+        found = []
+        for path in sorted(self._marks.iterdir()):
+            if not path.name.startswith("."):
+                value = read_json(path)
+                migration = str(value["migration"]) if value else ""
+                found.append(Mark(path.name, migration, time.time() - path.stat().st_mtime))
+        return tuple(found)
+
+    def unmark(self, pod_uid: str) -> None:
+        (self._marks / self._safe(pod_uid)).unlink(missing_ok=True)
+        sync_directory(self._marks)
 
     def network(self, pod_uid: str) -> SuccessorNetwork | None:
         value = read_json(self._base / "expect" / self._safe(pod_uid) / "network.json")

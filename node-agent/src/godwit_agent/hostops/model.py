@@ -257,6 +257,15 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """On disk, of a successor: it never starts empty. ``age_s``: since it was written."""
+
+    pod_uid: str
+    migration: str
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A connection of the pod whose destination its node translates: (packed address, port).
 

@@ -19,6 +19,7 @@ from godwit_agent.hostops.model import (
     HeldAddress,
     HostRoute,
     Inspection,
+    Mark,
     NodeFacts,
     Obstacle,
     Outgoing,
@@ -344,9 +345,18 @@ class Hooks(Protocol):
     ) -> None:
         """``ips``: the addresses it gets, one of a family; none: it keeps the native ones."""
 
-    def unexpect(self, pod_uid: str) -> None: ...
+    def unexpect(self, pod_uid: str, *, ran: bool) -> None:
+        """Nothing is expected of this pod any more. ``ran``: it is one like any other from now
+        on. If not, its mark stays: the kubelet may hear later that the pod was deleted, and would
+        start its containers again, empty."""
+
     def expected(self) -> Mapping[str, str]:
         """Pod UID to migration UID."""
+
+    def marks(self) -> tuple[Mark, ...]:
+        """Of all pods that restore here or do not start."""
+
+    def unmark(self, pod_uid: str) -> None: ...
 
     def network(self, pod_uid: str) -> SuccessorNetwork | None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,10 +39,10 @@ class Host:
             timeout=120,
         )
 
-    def knows_handler(self, socket: str, handler: str) -> bool:
+    def knows_handler(self, containerd: str, handler: str) -> bool:
         """Whether the running containerd answers and has the runtime handler."""
         done = subprocess.run(
-            [sys.executable, "-m", "godwit_agent.install.cri", str(self.path(socket)), handler],
+            [sys.executable, "-m", "godwit_agent.install.cri", str(self.path(containerd)), handler],
             capture_output=True,
             check=False,
             timeout=60,
@@ -62,6 +63,13 @@ class Host:
             return self.path(path).read_text()
         except FileNotFoundError:
             return None
+
+    def answers(self, path: str) -> bool:
+        """Whether somebody listens on a unix socket."""
+        with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+            connection.connect(str(self.path(path)))
+            return True
+        return False
 
     def write(self, path: str, text: str, mode: int = 0o644) -> bool:
         """Make ``path`` hold ``text``; False when it did already."""

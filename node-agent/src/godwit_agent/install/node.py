@@ -307,13 +307,28 @@ def _stamp(path: Path) -> tuple[object, ...]:
 
 
 def in_use(host: Host) -> list[str]:
-    """Ids of containers, sandboxes too, whose runtime is our wrapper."""
+    """Ids of containers, sandboxes too, whose runtime is our wrapper.
+
+    A containerd that was restarted at the wrong moment leaves the bundle of a container that is
+    long gone; without a shim nobody would ever call the wrapper for it.
+    """
     directory = host.path(_TASKS)
     return sorted(
         bundle.name
         for bundle in (directory.iterdir() if directory.is_dir() else [])
         if WRAPPER in (host.read(f"{_TASKS}/{bundle.name}/options.json") or "")
+        and _has_shim(host, bundle.name)
     )
+
+
+def _has_shim(host: Host, identifier: str) -> bool:
+    """``bootstrap.json`` says where the shim listens (containerd 2.0, core/runtime/v2)."""
+    try:
+        said = json.loads(host.read(f"{_TASKS}/{identifier}/bootstrap.json") or "{}")
+        address = str(said["address"])
+    except (ValueError, KeyError, TypeError):
+        return True
+    return host.answers(address.removeprefix("unix://"))
 
 
 def await_unused(host: Host, seconds: float) -> None:
