@@ -17,6 +17,28 @@ for n in /run/netns/*; do nsenter --net=$n nft list tables 2>/dev/null; done | g
 true
 """
 
+# One line for each task whose runtime is the wrapper: state, pod, container (empty: the sandbox).
+_TASKS = """
+cd /run/containerd/io.containerd.runtime.v2.task/k8s.io || exit 0
+about() { ctr -n k8s.io containers info "$1" | sed -n "s/.*\\"$2\\": \\"\\(.*\\)\\".*/\\1/p"; }
+for task in *; do
+  grep -q godwit-runc "$task/options.json" 2>/dev/null || continue
+  state=$(ctr -n k8s.io tasks ls | awk -v task="$task" '$1 == task { print $3 }')
+  pod=$(about "$task" io.kubernetes.pod.namespace)/$(about "$task" io.kubernetes.pod.name)
+  echo "$task ${state:-none} $pod $(about "$task" io.kubernetes.container.name)"
+done
+true
+"""
+
+
+def tasks(cluster: Cluster, nodes: Sequence[str]) -> list[str]:
+    """What of the runtime handler is left on the nodes: sandboxes and containers."""
+    return [
+        f"{node}: {line}"
+        for node in nodes
+        for line in cluster.node_exec(node, "sh", "-c", _TASKS).splitlines()
+    ]
+
 
 def debris(cluster: Cluster, nodes: Sequence[str], *, pod_lives: bool = False) -> list[str]:
     """Names of what is left. The mark of a restored container (``pod_lives``) goes with it."""

@@ -1,9 +1,9 @@
 """Two real clusters with Godwit on them; a run of one half of the tests needs but one.
 
-``cluster``: three nodes, each pod on a link of its own (ptp). ``bridged``: two nodes whose pods
-share a bridge; the tests with the mark of that name use it, and uninstall there at the end.
+``routed``: three nodes, each pod on a link of its own (ptp). ``bridged``: two nodes whose pods
+share a bridge; tests with the mark of that name use it, and uninstall there at the end.
 
-``GODWIT_E2E_KEEP=1`` leaves the first one standing for the next run; a standing cluster is
+``GODWIT_E2E_KEEP=1`` leaves the routed one standing for the next run; a standing cluster is
 reused (images and chart are brought up to date). ``GODWIT_E2E_AS_IS=1`` takes a
 standing one with the images it has.
 """
@@ -25,10 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "e2e" in item.path.parts:
             item.add_marker(pytest.mark.e2e)
+    items.sort(key=lambda item: item.path.stem == "test_second_cluster")
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def routed() -> Iterator[Cluster]:
     handle = Cluster(os.environ.get("GODWIT_TESTBED", "e2e"))
     if os.environ.get("GODWIT_E2E_AS_IS"):
         yield handle
@@ -55,6 +56,16 @@ def bridged() -> Iterator[Bridged]:
         yield Bridged(handle, before)
     finally:
         handle.down()
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """The one that a module's tests run on."""
+    if request.node.get_closest_marker("bridged"):
+        made: Bridged = request.getfixturevalue("bridged")
+        return made.cluster
+    handle: Cluster = request.getfixturevalue("routed")
+    return handle
 
 
 @pytest.fixture

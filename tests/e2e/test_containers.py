@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from e2e.support import Scene
 from lab import workloads
 from lab.cluster import LAB_IMAGE
+
+pytestmark = pytest.mark.bridged
 
 Object = dict[str, Any]
 CRIU = "/opt/godwit/criu/criu"

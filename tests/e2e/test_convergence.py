@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from e2e.support import Scene
 from lab import workloads
+
+pytestmark = pytest.mark.bridged
 
 _MEGABYTES = 192
 _RATE = 200  # MiB/s: more than the link lets through, less than it does at a fifth of the CPU time

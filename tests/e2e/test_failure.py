@@ -6,6 +6,8 @@ import pytest
 
 from e2e.support import Scene
 
+pytestmark = pytest.mark.bridged
+
 _CRIU = "/opt/godwit/criu/criu"
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from e2e.support import Scene
+
+pytestmark = pytest.mark.bridged
 
 
 def test_dry_run_tells_and_touches_nothing(scene: Scene) -> None:

@@ -1,6 +1,6 @@
 """The cluster whose pods share a bridge (the other main CNI plugin), and its end: uninstalling.
 
-The tests run in this order: what the last one finds is what all of them have left.
+These come last of its tests (conftest.py): what the last one finds is what all have left.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from e2e.support import Scene
 from e2e.traces import Bridged, traces
 from lab import workloads
 from lab.cluster import LAB_IMAGE, SYSTEM_NAMESPACE, Cluster, CommandFailed
+from lab.debris import tasks
 
 pytestmark = pytest.mark.bridged
 
@@ -98,7 +99,8 @@ def test_uninstalling_leaves_the_nodes_as_they_were(bridged: Bridged) -> None:
         cluster.run(*uninstall, "--timeout", "4m")
     except CommandFailed as failure:
         words = ("logs", "-l", "job-name=godwit-retire", "-n", SYSTEM_NAMESPACE, "--prefix")
-        raise AssertionError(cluster.kubectl(*words, check=False)) from failure
+        said = cluster.kubectl(*words, check=False)
+        raise AssertionError([said, *tasks(cluster, scene.nodes)]) from failure
     _await_the_last_pods(cluster)
     assert traces(cluster) == bridged.before
     # an ordinary pod still starts there
