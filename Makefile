@@ -6,6 +6,9 @@ BIN     := $(VENV)/bin
 PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
+# Two parts at once; each prints what it has to say when it has ended.
+PAIR = $(MAKE) --jobs=2 --output-sync=target --no-print-directory
+
 .DEFAULT_GOAL := help
 .PHONY: help venv check unit contract host e2e e2e-routed e2e-bridged support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report soak soak-quick soak-report model clean
 
@@ -40,8 +43,8 @@ contract: venv  ## The operator against a real API server
 host: venv  ## Tests with real CRIU, namespaces and network, as root
 	$(BIN)/pytest -q tests/host
 
-# `make -j2 e2e` runs both halves at once: quicker, where there are processors for two clusters.
-e2e: e2e-routed e2e-bridged  ## Tests on two real clusters (brings the testbeds up and installs Godwit)
+e2e:  ## Tests on two real clusters at once (brings the testbeds up and installs Godwit)
+	$(PAIR) e2e-routed e2e-bridged
 
 e2e-routed: venv
 	$(BIN)/pytest -q -m "not support and not bridged" tests/e2e
@@ -49,7 +52,10 @@ e2e-routed: venv
 e2e-bridged: venv
 	$(BIN)/pytest -q -m "not support and bridged" tests/e2e
 
-test: check unit contract host e2e  ## Everything
+test: venv  ## Everything, two parts at a time
+	$(PAIR) check unit
+	$(PAIR) contract host
+	$(MAKE) e2e
 
 support: venv  ## Tests of real software; writes docs/support.md from what they saw
 	rm -f tests/e2e/results/support.jsonl

@@ -71,7 +71,7 @@ def main() -> None:
     seen: dict[int, list[dict[str, Any]]] = {size: [] for size in options.megabytes}
     for number in range(options.rounds):
         for size in options.megabytes:
-            with cluster.counter(addresses[size]) as client:
+            with cluster.counter(addresses[size], "count", "--interval-ms", "1") as client:
                 status = take(cluster, f"redis-{size}", f"c{size}-{number}")
                 report = client.stop()
             assert report["ok"], report

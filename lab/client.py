@@ -187,7 +187,7 @@ def main() -> int:
     parser.add_argument("what", choices=("count", "connect"))
     parser.add_argument("address")
     parser.add_argument("port", type=int)
-    parser.add_argument("--interval-ms", type=float, default=1.0)
+    parser.add_argument("--interval-ms", type=float, default=5.0)
     parser.add_argument("--key", default="godwit:counter")
     parser.add_argument("--seconds", type=float, default=0.0, help="0: until told to stop")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds without an answer")

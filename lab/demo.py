@@ -123,7 +123,7 @@ def main() -> int:
     cluster.fill(address, options.megabytes)
     stock = None if options.no_stock else baseline.stock_criu(cluster, POD, NAMESPACE)
     moves = []
-    with cluster.counter(address) as client:
+    with cluster.counter(address, "count", "--interval-ms", "1") as client:
         say(f"client outside the cluster counts on one connection to {address}")
         for number in range(options.moves):
             there = next(node for node in nodes if node != here)
