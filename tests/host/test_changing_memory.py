@@ -7,16 +7,13 @@ children, all at once (userfaultfd(2)); what goes wrong there is memory that rea
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from host.lab import BASE, ROOT, Lab, lab
+from host.lab import BASE, ROOT, Lab
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
 
@@ -25,14 +22,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.skipif(not BASE.exists(), reason=f"no {BASE}"),
 ]
-
-
-@pytest.fixture
-def scene() -> Iterator[Lab]:
-    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
-    with lab(scratch) as made:
-        yield made
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def said(pid: int, name: str) -> str:

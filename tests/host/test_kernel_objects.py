@@ -7,12 +7,10 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +19,7 @@ from godwit_agent.hostops.model import PodState, Tracking
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.store import HostTargetStore
 from godwit_api.errors import Retryable
-from host.lab import BASE, ROOT, Console, Lab, Node, Pod, lab
+from host.lab import BASE, ROOT, Console, Lab, Node, Pod
 from host.test_mechanisms import Agent
 
 pytestmark = [
@@ -33,14 +31,6 @@ pytestmark = [
 IP = "10.98.0.6"
 PORT = 7000
 PROGRAM = ROOT / "lab/kernelobjects"
-
-
-@pytest.fixture
-def scene() -> Iterator[Lab]:
-    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
-    with lab(scratch) as made:
-        yield made
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def ask(scene: Lab) -> dict[str, str]:

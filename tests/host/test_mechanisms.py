@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +28,7 @@ from godwit_agent.hostops.pods import HostPods
 from godwit_agent.hostops.restore import HostRestores
 from godwit_agent.hostops.store import HostStores, HostTargetStore
 from godwit_api.errors import Aborted
-from host.lab import BASE, Counter, Lab, Node, Pod, lab
+from host.lab import BASE, Counter, Lab, Node, Pod
 
 pytestmark = [
     pytest.mark.host,
@@ -44,14 +42,6 @@ REDIS = [
 ]
 IP = "10.98.0.5"
 MB = int(os.environ.get("GODWIT_TEST_MB", "200"))
-
-
-@pytest.fixture
-def scene() -> Iterator[Lab]:
-    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
-    with lab(scratch) as made:
-        yield made
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 class Agent:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from godwit_agent.hostops import surroundings
 from godwit_agent.hostops.inspector import HostInspector
 from godwit_agent.hostops.pods import HostPods
 from godwit_api.reasons import Reason
-from host.lab import BASE, RUNC_ROOT, Lab, lab
+from host.lab import BASE, RUNC_ROOT, Lab
 
 pytestmark = [
     pytest.mark.host,
@@ -66,14 +63,6 @@ if not inner:
 os.read(master, 1)
 """
 READY = "open('/dev/shm/ready', 'w').close()\ntime.sleep(1000)\n"
-
-
-@pytest.fixture
-def scene() -> Iterator[Lab]:
-    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
-    with lab(scratch) as made:
-        yield made
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def reasons(scene: Lab, program: str) -> tuple[set[Reason], str, int]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from godwit_agent.hostops import procs
 from godwit_agent.hostops.model import PodState
 from godwit_agent.hostops.ports import MissingPages, Serving
 from godwit_agent.hostops.store import HostTargetStore
-from host.lab import BASE, ROOT, Lab, lab
+from host.lab import BASE, ROOT, Lab
 from host.test_changing_memory import said, wait_for_passes
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
@@ -32,14 +30,6 @@ pytestmark = [
 
 _SENT_BYTES = 256 << 10
 _PIECE_BYTES = 1 << 20
-
-
-@pytest.fixture
-def scene() -> Iterator[Lab]:
-    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
-    with lab(scratch) as made:
-        yield made
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def start_turmoil(scene: Lab, tmp_path: Path, *turmoil: str) -> PodState:

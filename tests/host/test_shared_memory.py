@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ from godwit_agent.hostops.sharedstore import SharedStore
 from godwit_agent.hostops.tracking import probe
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted
-from host.lab import BASE, ROOT, Lab, lab
+from host.lab import BASE, ROOT, Lab
 from host.test_changing_memory import said, wait_for_passes
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
@@ -300,14 +298,6 @@ def test_two_of_one_number_are_left_to_criu() -> None:
     twins = found(1, sysv=False), found(1, sysv=True)
     alone, large = found(2, sysv=True), found(1 << 32, sysv=False)
     assert sharedobjects.without_twins((*twins, alone, large)) == (alone,)
-
-
-@pytest.fixture
-def scene() -> Iterator[Lab]:
-    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
-    with lab(scratch) as made:
-        yield made
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def test_it_moves_there_and_back(scene: Lab, sharer: Path) -> None:

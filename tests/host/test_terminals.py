@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import struct
-import tempfile
 import termios
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from godwit_agent.hostops.inspector import HostInspector
-from host.lab import BASE, Console, Lab, lab
+from host.lab import BASE, Console, Lab
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
 from terminal import read_until, write
@@ -25,14 +21,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.skipif(not (BASE / "usr/bin/python3").exists(), reason=f"no root in {BASE}"),
 ]
-
-
-@pytest.fixture
-def scene() -> Iterator[Lab]:
-    scratch = Path(tempfile.mkdtemp(prefix="godwit-lab-", dir="/var/tmp"))
-    with lab(scratch) as made:
-        yield made
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 @pytest.mark.parametrize("shell", ["bash", "dash"])
