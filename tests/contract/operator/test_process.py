@@ -6,9 +6,8 @@ import asyncio
 import base64
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import grpc.aio
 import pytest
 import yaml
 
+from contract.operator import operatorprocess
 from contract.operator.agentserver import enroll, request_for, serve_agent
 from contract.operator.apiserver import ADDRESS, URL, ApiServer
 from contract.operator.test_moves import Scene, other, scene
@@ -34,35 +34,33 @@ class Process:
 
     def __init__(self, server: ApiServer, kubeconfig: Path, log: Path) -> None:
         self._server, self._kubeconfig, self._log = server, kubeconfig, log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: BaseProcess | None = None
 
     def start(self) -> None:
         environment = os.environ | {
             "KUBECONFIG": str(self._kubeconfig),
-            "PYTHONPATH": f"{ROOT}/api/src:{ROOT}/operator/src",
             "GODWIT_ADDRESS_SECONDS": "1",
             "GODWIT_HOUSEKEEPING_SECONDS": "1",
         }
         for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):  # as in the container
             environment.pop(name, None)
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "godwit_operator"], env=environment, stdout=log, stderr=log
-            )
+        self._process = operatorprocess.start(environment, self._log)
 
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
-        self._process.wait()
+        self._process.join()
 
     def ended(self) -> int | None:
         """Its exit code, once there is one."""
-        return self._process.poll() if self._process else None
+        return self._process.exitcode if self._process else None
 
     def stop(self) -> int:
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(20)
+        self._process.join(20)
+        assert self._process.exitcode is not None
+        return self._process.exitcode
 
 
 def _kubeconfig(server: ApiServer, path: Path, token: str) -> None:
