@@ -130,14 +130,9 @@ class ApiServer:
         return done.stdout if not done.returncode else done.stderr
 
     def stop(self) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for process in reversed(self._processes):  # nothing of them is kept
+            process.kill()
+            process.wait()
         subprocess.run(["ip", "netns", "del", self.netns], check=False)
         shutil.rmtree(self.directory / "etcd", ignore_errors=True)
 
