@@ -91,7 +91,7 @@ def test_the_rest_follows_and_every_page_is_right(scene: Scene, fault: str) -> N
 @pytest.mark.parametrize(
     ("which", "reason", "why"),
     [
-        (0, "PagesLost", "does not stand frozen here any more"),
+        (0, "PagesLost", "no longer stands frozen on the source"),
         (1, "NodeLost", "the node it ran on was restarted"),
     ],
     ids=["source", "target"],

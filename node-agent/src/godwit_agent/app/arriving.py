@@ -211,7 +211,7 @@ class Arriving:
 
     def forget(self, *, runs: bool, lost: bool = False) -> None:
         """Removes expectation and store; of a copy that does not run, its volumes too, and the pod
-        never starts here. ``lost``: it did run, and takes no more pages."""
+        never starts here. ``lost``: it did run, and takes no more pages; the pod starts anew."""
         store = self._store
         if store and runs and not lost and not store.drained(_DRAIN_TIMEOUT_S):
             message = "pages are still on their way into the process"

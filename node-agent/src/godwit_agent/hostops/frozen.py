@@ -89,5 +89,5 @@ class _Extents:
 
 
 def _gone(name: str, vpid: int) -> Rejected:
-    message = f"process {vpid} of container {name} does not stand frozen here any more"
+    message = f"process {vpid} of container {name} no longer stands frozen on the source"
     return Rejected(Reason.SOURCE_EXITED, message)
