@@ -156,6 +156,19 @@ func TestStateOfAContainerThatWaits(t *testing.T) {
 	}
 }
 
+func TestAContainerThatWaitsHasAProcess(t *testing.T) {
+	w := newWorld(t)
+	mark(t, w, nil, nil)
+	code, out := w.call("ps", "--format", "json", "id")
+	var numbers []int
+	if err := json.Unmarshal([]byte(out), &numbers); err != nil || code != 0 {
+		t.Fatalf("exit %d, %q, %v", code, out, err)
+	}
+	if len(numbers) != 1 || numbers[0] != os.Getpid() {
+		t.Errorf("%v", numbers)
+	}
+}
+
 // mark makes `id` a container that waits.
 func mark(t *testing.T, w world, hook, startup []string) {
 	t.Helper()

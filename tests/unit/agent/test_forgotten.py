@@ -13,6 +13,7 @@ from fakes.host import pod_state
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath
 from godwit_agent.hostops.pods import HostPods
+from godwit_agent.hostops.restore import given_up
 
 
 def pods(tasks: Path) -> HostPods:
@@ -32,6 +33,14 @@ def test_a_bundle_that_stays_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     assert not pods(tmp_path).wait_forgotten(("a",), 0.05)
     assert pods(tmp_path / "none").wait_forgotten(("a",), 0.05)
+
+
+def test_a_container_without_a_bundle_was_given_up(tmp_path: Path) -> None:
+    layout = Layout(host_pid=os.getpid(), tasks_dir=HostPath(str(tmp_path / "tasks")))
+    assert not given_up(layout, "a")
+    (tmp_path / "tasks" / "b").mkdir(parents=True)
+    assert not given_up(layout, "b")
+    assert given_up(layout, "a")
 
 
 def test_a_container_has_ended_when_its_first_process_has(tmp_path: Path) -> None:

@@ -64,7 +64,14 @@ class HostRestores:
             raise Aborted(Reason.RESTORE_FAILED, message)
         if result.get("exit_code") != 0:
             raise self._failure(slot, Reason.RESTORE_FAILED, str(result.get("error", "")))
-        return self._check(slot, str(result["container_id"]), int(result["pid"]))
+        restored = self._check(slot, str(result["container_id"]), int(result["pid"]))
+        if given_up(self._layout, restored.container_id):
+            message = (
+                f"container {slot.container}: the container runtime has given it up while it was "
+                "restored (was containerd restarted?)"
+            )
+            raise Aborted(Reason.RESTORE_FAILED, message)
+        return restored
 
     def resume(self, restored: Iterable[Restored]) -> int:
         containers = tuple(restored)
@@ -134,6 +141,13 @@ class HostRestores:
             log = self._layout.local(slot.work) / "restore.log"
             text = "; ".join(_ERROR.findall(log.read_text(errors="replace"))[:3])
         return Aborted(reason, f"container {slot.container}: {what} {text}".strip())
+
+
+def given_up(layout: Layout, container_id: str) -> bool:
+    """Whether containerd has forgotten a container, and would not know of its process: the bundle
+    goes with the task (bundle.Delete, core/runtime/v2). Under CRI-O there is none."""
+    tasks = layout.local(layout.tasks_dir)
+    return tasks.is_dir() and not (tasks / container_id).exists()
 
 
 def _settled(pid: int) -> set[str]:
