@@ -111,6 +111,7 @@ class FakeNode:
         self.shared_us = 0
         self.bound = 0  # of what each round finds written, what no post-copy withholds
         self.left_out: tuple[tuple[int, int], ...] = ()
+        self.vast = False  # so much memory that a freeze's look at it never comes to its end
         self.frozen_ids: set[str] = set()
         self.guard_files: dict[str, Guard] = {}
         self.ended: list[str] = []
@@ -293,8 +294,17 @@ class _Memory(_Part):
             dirty, dirty, 10, since_us, freeze_us=self.node.shared_us, bound_bytes=bound
         )
 
-    def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
+    def final(
+        self,
+        sink: CopySink,
+        allowance: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> RoundStats:
         self.node.do("final_memory")
+        while self.node.vast:
+            if cancelled():
+                raise Aborted(Reason.CANCELLED, "cancelled while memory was copied")
+            time.sleep(0.005)
         sink.pages("app", 1, 0x10000, memoryview(PAGE))
         withheld = self.node.withholds if allowance is not None else 0
         if withheld:
@@ -310,7 +320,7 @@ class _Files(_Part):
         sink.file("app", b"data.txt", memoryview(b"hello"))
         return RoundStats(0, 5, 10, 10)
 
-    def final(self, sink: CopySink) -> RoundStats:
+    def final(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         self.node.do("final_files")
         return RoundStats(0, 0, 10, 10)
 

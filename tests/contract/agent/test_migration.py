@@ -209,6 +209,16 @@ def test_a_freeze_ends_in_time(cluster: Cluster) -> None:
     assert not cluster.a.fake.frozen_ids
 
 
+def test_a_freeze_ends_in_time_where_nothing_is_sent(cluster: Cluster) -> None:
+    """A look at memory that finds nothing new meets no broken connection."""
+    cluster.ready()
+    cluster.a.fake.vast = True
+    got = cluster.switch(freeze_timeout_ms=300)
+    assert not got.committed
+    assert got.failure.reason == Reason.FREEZE_TIMEOUT
+    assert not cluster.a.fake.frozen_ids
+
+
 def test_a_budget_that_cannot_be_met_is_refused_before_the_freeze(cluster: Cluster) -> None:
     cluster.ready()
     got = cluster.switch(budget_ms=10)

@@ -201,14 +201,20 @@ class Leaving:
         for dump in self._dumps.values():
             dump.wait_dumped(timeout_s)
 
-    def send_changes(self, outlet: Outlet, allowance: int | None = None) -> RoundStats:
+    def send_changes(
+        self,
+        outlet: Outlet,
+        allowance: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> RoundStats:
         """Pages and files written since the last round; runs beside ``dump``. ``allowance``: of
-        a post-copy, see ``SourceMemory.final``."""
+        a post-copy, see ``SourceMemory.final``. ``cancelled``: the freeze has lasted too long,
+        also where there is nothing to send that would fail."""
         assert self._memory
         assert self._files
-        files = self._workers.submit(self._files.final, outlet)
+        files = self._workers.submit(self._files.final, outlet, cancelled)
         try:
-            memory = self._memory.final(outlet, allowance)
+            memory = self._memory.final(outlet, allowance, cancelled)
         finally:
             failure = files.exception()
         if failure:

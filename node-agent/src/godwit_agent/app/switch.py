@@ -112,7 +112,7 @@ class Freeze:
             source.close_door()
 
         with part("dump_and_changes"):
-            changes = self.workers.submit(self._send_changes)
+            changes = self.workers.submit(self._send_changes, watchdog)
             try:
                 with part("dump"):
                     source.dump(watchdog.left())
@@ -152,9 +152,10 @@ class Freeze:
         self.waited_us = self.lasted_us()
         return ran
 
-    def _send_changes(self) -> None:
+    def _send_changes(self, watchdog: Watchdog) -> None:
         with self.watch.part("changes"):
-            stats = self.source.send_changes(self.outlet, self.allowance)
+            allowance = self.allowance
+            stats = self.source.send_changes(self.outlet, allowance, lambda: watchdog.fired)
         self.watch.parts_us.update({f"changes_{k}": v for k, v in stats.parts_us.items()})
         with self.watch.part("connections"):
             self.source.renew_connections()

@@ -143,9 +143,14 @@ class SourceMemory(Protocol):
         """What was written since the last round (everything in the first).
         ``Retryable(CopyFailed)``; ``Aborted(Cancelled)``."""
 
-    def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
+    def final(
+        self,
+        sink: CopySink,
+        allowance: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> RoundStats:
         """The rest; the pod must be frozen. At most ``allowance`` bytes of it are sent, what else
-        there is is withheld, and the sink is told. ``Aborted(CopyFailed)``."""
+        there is is withheld, and the sink is told. ``Aborted``: CopyFailed, Cancelled."""
 
     def close(self) -> None:
         """Leaves nothing in the processes."""
@@ -167,7 +172,7 @@ class SourceFiles(Protocol):
     def round(
         self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False
     ) -> RoundStats: ...
-    def final(self, sink: CopySink) -> RoundStats:
+    def final(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         """The rest; the pod must be frozen."""
 
     def close(self) -> None: ...

@@ -79,14 +79,17 @@ class WriteProtectTracker:
 
 
 class HashTracker:
-    """Reads everything every time and compares digests; for kernels that cannot do better."""
+    """Reads everything every time and compares digests, where written pages cannot be found."""
 
     kind = Tracking.PAGE_HASH
 
-    def __init__(self) -> None:
+    def __init__(self, scanner: Scanner) -> None:
+        self._scanner = scanner
         self._digests: dict[int, bytes] = {}
 
     def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> Ranges:
+        if self._scanner.able:
+            return everything(self._scanner, pagemap, areas)[1]
         return [found for start, end in areas for found in pagescan.populated(pagemap, start, end)]
 
     def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> tuple[Ranges, Ranges]:
@@ -162,8 +165,8 @@ def make(pid: int, kind: Tracking, scanner: Scanner) -> Tracker:
         try:
             return WriteProtectTracker(pid, scanner)
         except InjectionError:
-            return HashTracker()
-    return HashTracker()
+            return HashTracker(scanner)
+    return HashTracker(scanner)
 
 
 def _writes_unseen(pid: int) -> bool:
