@@ -7,14 +7,16 @@ has to judge the very bytes that are sent, hence the second.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from godwit_agent.hostops import pagescan, procs, userfault
+from godwit_agent.hostops import pagedigest, pagescan, procs, userfault
 from godwit_agent.hostops.model import Tracking
+from godwit_agent.hostops.pagedigest import Table
 from godwit_agent.hostops.pagescan import Scanner
 from godwit_agent.hostops.ptrace import InjectionError, supported
 from godwit_agent.memory.pageset import PAGE
@@ -85,7 +87,8 @@ class HashTracker:
 
     def __init__(self, scanner: Scanner) -> None:
         self._scanner = scanner
-        self._digests: dict[int, bytes] = {}
+        self._tables: dict[int, Table] = {}
+        self._digests: dict[int, bytes] = {}  # where the library has not been built
 
     def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> Ranges:
         if self._scanner.able:
@@ -97,6 +100,24 @@ class HashTracker:
         return found, found
 
     def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
+        if pagedigest.library() is None:
+            yield from self._changed_slowly(vaddr, data)
+            return
+        address = ctypes.addressof(ctypes.c_char.from_buffer(data))
+        at = 0
+        while at < len(data):
+            number, first = divmod((vaddr + at) // PAGE, Table.PAGES)
+            count = min((len(data) - at) // PAGE, Table.PAGES - first)
+            if number not in self._tables:
+                self._tables[number] = Table()
+            table = self._tables[number]
+            for low, high in table.changed(address + at, first, count) or ():
+                start = at + (low - first) * PAGE
+                table.sent(address + start, low, high - low)
+                yield start, start + (high - low) * PAGE
+            at += count * PAGE
+
+    def _changed_slowly(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
         begin = end = 0
         for at in range(0, len(data), PAGE):
             digest = hashlib.blake2b(data[at : at + PAGE], digest_size=_DIGEST_BYTES).digest()
@@ -112,6 +133,7 @@ class HashTracker:
             yield begin, end
 
     def close(self) -> None:
+        self._tables.clear()
         self._digests.clear()
 
 
