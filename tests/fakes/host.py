@@ -128,6 +128,7 @@ class FakeNode:
         self.stores_here: dict[str, FakeStore] = {}
         self.captured: list[Packet] = []
         self.injected: list[bytes] = []
+        self.unread: tuple[bytes, ...] = ()
         self.routes_here: dict[str, HostRoute] = {}
         self.held_here: dict[str, HeldAddress] = {}
         self.obstacles: tuple[object, ...] = ()
@@ -166,6 +167,7 @@ class FakeNode:
             restores=_Restores(self),
             hooks=_Hooks(self),
             networks=_Networks(self),
+            datagrams=_Datagrams(self),
             routes=_Routes(self),
             addresses=_Addresses(self),
             connections=_Connections(self),
@@ -694,7 +696,7 @@ class _Network(_Part):
     ) -> tuple[Packet, ...]:
         return tuple(p for p in self.node.captured if p.at_ns >= since_ns)
 
-    def inject(self, packets: Iterable[Packet]) -> int:
+    def inject(self, packets: Iterable[Packet], own: Iterable[str] = ()) -> int:
         found = [packet.data for packet in packets]
         self.node.injected += found
         if found:
@@ -712,6 +714,22 @@ class _Networks(_Part):
 
     def reset(self, netns: str) -> None:
         self.node.do("reset_network")
+
+
+class _Datagrams(_Part):
+    def find(self, pod: PodState) -> _Unread:
+        self.node.do("find_unread")
+        return _Unread(self.node)
+
+
+class _Unread(_Part):
+    def before(self, held: tuple[Packet, ...], until_ns: int) -> tuple[Packet, ...]:
+        self.node.do("take_unread")
+        unread, self.node.unread = self.node.unread, ()
+        return (*(Packet(until_ns - 1, data) for data in unread), *held)
+
+    def close(self) -> None:
+        self.node.do("close_unread")
 
 
 class _Routes(_Part):

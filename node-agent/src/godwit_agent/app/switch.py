@@ -159,6 +159,8 @@ class Freeze:
         self.watch.parts_us.update({f"changes_{k}": v for k, v in stats.parts_us.items()})
         with self.watch.part("connections"):
             self.source.renew_connections()
+        with self.watch.part("datagrams"):
+            self.source.find_unread()
 
     def lasted_us(self) -> int:
         """Since the freeze; 0 before it."""

@@ -209,7 +209,7 @@ class HostSourceMemory:
             for start, data in self._read(memory, ranges, strict=last):
                 if cancelled():
                     raise Aborted(Reason.CANCELLED, "cancelled while memory was copied")
-                parts = ((0, len(data)),) if tracker is None else tuple(tracker.changed(start, data))
+                parts = tuple(tracker.changed(start, data)) if tracker else ((0, len(data)),)
                 from_ns = time.monotonic_ns()
                 for low, high in parts:
                     if totals.left is not None and totals.left < high - low:

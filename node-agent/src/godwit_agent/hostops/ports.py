@@ -454,8 +454,9 @@ class PodNetwork(Protocol):
         For a move: ``since_ns`` is the time of the freeze. For a rollback: of ``drop``, as
         what came before it lies in the sockets."""
 
-    def inject(self, packets: Iterable[Packet]) -> int:
-        """To the pod, with this link's MACs, in the given order; how many."""
+    def inject(self, packets: Iterable[Packet], own: Iterable[str] = ()) -> int:
+        """To the pod, with this link's MACs, in the given order; how many. What the pod, whose
+        addresses are ``own``, had sent to itself goes by its loopback interface."""
 
     def close(self) -> None: ...
 
@@ -466,6 +467,21 @@ class Networks(Protocol):
 
     def reset(self, netns: str) -> None:
         """After a restart: removes our tables of ``hold_syns`` and ``drop`` (not the door)."""
+
+
+class UnreadDatagrams(Protocol):
+    def before(self, held: tuple[Packet, ...], until_ns: int) -> tuple[Packet, ...]:
+        """After the commit, once: takes it out of the sockets, as packets before those ``held``.
+        What was captured before ``until_ns`` may be in a socket too, and comes once only."""
+
+    def close(self) -> None:
+        """The sockets keep what they have."""
+
+
+class Datagrams(Protocol):
+    def find(self, pod: PodState) -> UnreadDatagrams:
+        """What UDP sockets have received and nobody has read; the pod must be frozen behind its
+        closed door. Never raises."""
 
 
 class Routes(Protocol):
@@ -528,6 +544,7 @@ class Host:
     restores: Restores
     hooks: Hooks
     networks: Networks
+    datagrams: Datagrams
     routes: Routes
     addresses: Addresses
     connections: Connections
