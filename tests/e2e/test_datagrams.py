@@ -25,7 +25,7 @@ def test_datagrams_in_the_freeze_are_answered(scene: Scene, software: Software) 
 
 
 def assert_answered(seen: dict[str, Any], moves: list[dict[str, Any]]) -> None:
-    """What the socket had received and the process had not read is lost, as UDP allows."""
+    """Only what is on its way while the nodes change their routes may be lost, as UDP allows."""
     assert seen["wrong"] == seen["again"] == 0, seen
     assert len(seen["lost"]) <= 5 * len(moves), seen
     # Held and replayed: at least half of what came in the two freezes waited for its answer.

@@ -49,7 +49,11 @@ def number(scene: Scene, address: str) -> int:
 
 
 def _said(asking: subprocess.Popen[str]) -> str:
-    said, _ = asking.communicate(timeout=150)
+    """It ends by itself. Not by ``communicate``, which knows nothing of what ``readline`` has read
+    ahead: the answer may have come with the client's first word."""
+    with asking:
+        assert asking.stdout
+        said = asking.stdout.read()
     assert asking.returncode == 0, said
     return said
 

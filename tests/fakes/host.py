@@ -111,6 +111,7 @@ class FakeNode:
         self.shared_us = 0
         self.bound = 0  # of what each round finds written, what no post-copy withholds
         self.left_out: tuple[tuple[int, int], ...] = ()
+        self.vast = False  # so much memory that a freeze's look at it never comes to its end
         self.frozen_ids: set[str] = set()
         self.guard_files: dict[str, Guard] = {}
         self.ended: list[str] = []
@@ -127,6 +128,7 @@ class FakeNode:
         self.stores_here: dict[str, FakeStore] = {}
         self.captured: list[Packet] = []
         self.injected: list[bytes] = []
+        self.unread: tuple[bytes, ...] = ()
         self.routes_here: dict[str, HostRoute] = {}
         self.held_here: dict[str, HeldAddress] = {}
         self.obstacles: tuple[object, ...] = ()
@@ -165,6 +167,7 @@ class FakeNode:
             restores=_Restores(self),
             hooks=_Hooks(self),
             networks=_Networks(self),
+            datagrams=_Datagrams(self),
             routes=_Routes(self),
             addresses=_Addresses(self),
             connections=_Connections(self),
@@ -293,8 +296,17 @@ class _Memory(_Part):
             dirty, dirty, 10, since_us, freeze_us=self.node.shared_us, bound_bytes=bound
         )
 
-    def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
+    def final(
+        self,
+        sink: CopySink,
+        allowance: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> RoundStats:
         self.node.do("final_memory")
+        while self.node.vast:
+            if cancelled():
+                raise Aborted(Reason.CANCELLED, "cancelled while memory was copied")
+            time.sleep(0.005)
         sink.pages("app", 1, 0x10000, memoryview(PAGE))
         withheld = self.node.withholds if allowance is not None else 0
         if withheld:
@@ -310,7 +322,7 @@ class _Files(_Part):
         sink.file("app", b"data.txt", memoryview(b"hello"))
         return RoundStats(0, 5, 10, 10)
 
-    def final(self, sink: CopySink) -> RoundStats:
+    def final(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         self.node.do("final_files")
         return RoundStats(0, 0, 10, 10)
 
@@ -684,7 +696,7 @@ class _Network(_Part):
     ) -> tuple[Packet, ...]:
         return tuple(p for p in self.node.captured if p.at_ns >= since_ns)
 
-    def inject(self, packets: Iterable[Packet]) -> int:
+    def inject(self, packets: Iterable[Packet], own: Iterable[str] = ()) -> int:
         found = [packet.data for packet in packets]
         self.node.injected += found
         if found:
@@ -702,6 +714,22 @@ class _Networks(_Part):
 
     def reset(self, netns: str) -> None:
         self.node.do("reset_network")
+
+
+class _Datagrams(_Part):
+    def find(self, pod: PodState) -> _Unread:
+        self.node.do("find_unread")
+        return _Unread(self.node)
+
+
+class _Unread(_Part):
+    def before(self, held: tuple[Packet, ...], until_ns: int) -> tuple[Packet, ...]:
+        self.node.do("take_unread")
+        unread, self.node.unread = self.node.unread, ()
+        return (*(Packet(until_ns - 1, data) for data in unread), *held)
+
+    def close(self) -> None:
+        self.node.do("close_unread")
 
 
 class _Routes(_Part):

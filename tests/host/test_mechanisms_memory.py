@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import filerecords, procs
+from godwit_agent.hostops import filerecords, pagescan, procs
 from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import Container, HostPath, PodState, Sandbox, Tracking
 from godwit_agent.hostops.pagescan import Scanner, populated
@@ -164,6 +164,38 @@ def test_every_page_arrives(process: subprocess.Popen[str], sink: Sink, kind: Tr
     process.send_signal(signal.SIGUSR1)
     assert process.stdout
     assert process.stdout.readline() == "errors []\n"
+
+
+def test_memory_that_is_only_reserved_costs_nothing(sink: Sink, tmp_path: Path) -> None:
+    """MariaDB reserves 8 TiB, and is hashed: its page map has 16 GiB of entries."""
+    program = (
+        "import mmap, os, time; flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000\n"
+        "mine = mmap.mmap(-1, 8 << 40, flags)\n"  # MAP_NORESERVE
+        "for at in (0, 3 << 40, (8 << 40) - 4096): mine[at:at + 4] = b'here'\n"
+        f"os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_RDWR | os.O_DIRECT)\n"
+        "print('ready', flush=True); time.sleep(1000)"
+    )
+    argv = [sys.executable, "-c", program]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout
+            assert child.stdout.readline() == "ready\n"
+            memory = HostSourceMemory(pod_of(child.pid), Tracking.USERFAULTFD)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(pagescan, "populated", pytest.fail)
+                memory.round(sink)
+                stop((child.pid,), on=True)
+                last = memory.final(sink)
+            assert last.copied_bytes == 0
+            assert last.freeze_us > 0  # all of it is read again, and a prediction knows
+            area = max(procs.mappings(child.pid), key=lambda one: one.end - one.start)
+            store = os.open(sink.directory / f"pages-{procs.vpid(child.pid)}.img", os.O_RDONLY)
+            for at in (area.start, area.start + (3 << 40), area.end - PAGE):
+                assert os.pread(store, 4, at) == b"here"
+            os.close(store)
+            memory.close()
+        finally:
+            child.kill()
 
 
 def test_nothing_is_left_in_the_process(process: subprocess.Popen[str], sink: Sink) -> None:

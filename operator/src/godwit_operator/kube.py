@@ -26,6 +26,7 @@ Object = dict[str, Any]
 MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_NAMESPACE_ENDS = "NamespaceTerminating"  # corev1.NamespaceTerminatingCause
 
 
 class NotFoundError(Exception):
@@ -260,7 +261,7 @@ class HttpKubeApi:
         if status < 300:
             found: Object = msgspec.json.decode(raw)
             return found
-        raise _error(status, _message(raw), f"{method} {path}")
+        raise _error(status, raw, f"{method} {path}")
 
 
 def _message(raw: bytes) -> str:
@@ -270,7 +271,20 @@ def _message(raw: bytes) -> str:
         return raw[:200].decode(errors="replace")
 
 
-def _error(status: int, message: str, call: str) -> Exception:
+def _causes(raw: bytes) -> set[str]:
+    """Why a request was refused, as far as the API server has words for it (metav1.Status)."""
+    try:
+        causes = msgspec.json.decode(raw)["details"]["causes"]
+        return {str(one["reason"]) for one in causes}
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return set()
+
+
+def _error(status: int, raw: bytes, call: str) -> Exception:
+    message = _message(raw)
+    if status == 403 and _NAMESPACE_ENDS in _causes(raw):
+        # with its namespace the pod is deleted, and no successor can be created any more
+        return Rejected(Reason.SOURCE_DELETED, message)
     match status:
         case 404:
             return NotFoundError(message)

@@ -7,6 +7,7 @@ expects the pod, so it restores or does not start.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import logging
@@ -33,6 +34,8 @@ GATE = "godwit.io/restore"
 LABEL = "godwit.io/restore"
 Object = dict[str, Any]
 _COMPLETE_SECONDS = 180.0
+_LOOK_SECONDS = 2.0
+_AWAY = frozenset({Reason.AGENT_UNREACHABLE, Reason.AGENT_MISSING})
 _OF_ARCHIVES = frozenset(
     {
         Reason.ARCHIVE_NOT_FOUND,
@@ -88,13 +91,14 @@ def require_fit(node: Node, body: Object, agents: Collection[str], room: Free) -
 class RestoreDriver:
     """One PodRestore to its end."""
 
-    def __init__(self, ports: ArchivePorts, item: Object) -> None:
+    def __init__(self, ports: ArchivePorts, item: Object, patience_seconds: float = 60.0) -> None:
         self._ports = ports
         self._item = item
         self._spec: Object = item["spec"]
         self._namespace: str = item["metadata"]["namespace"]
         self._uid: str = item["metadata"]["uid"]
         self._report = Reporter(ports.api, RESTORES, item)
+        self._patience_seconds = patience_seconds
 
     async def run(self) -> None:
         """Until the end. One that an operator had left behind half done is undone."""
@@ -155,13 +159,32 @@ class RestoreDriver:
         await self._finish()
 
     async def _find(self, archive: pb.Archive) -> Found:
-        """The emptiest node that has the archive and can take the pod; all reasons otherwise."""
+        """A node that has the archive and can take the pod; all reasons otherwise.
+
+        An agent that does not answer may only be about to start, as after a reboot: it is waited
+        for, and the status says so.
+        """
+        end = asyncio.get_running_loop().time() + self._patience_seconds
+        while True:
+            reasons: list[tuple[str, GodwitError]] = []
+            found = await self._look(archive, reasons)
+            if found is not None:
+                return found
+            away = [f"{node}: {one.message}" for node, one in reasons if one.reason in _AWAY]
+            if not away or asyncio.get_running_loop().time() > end:
+                raise worst(reasons)
+            await self._report.enter("Checking", Reason.AGENT_UNREACHABLE, "; ".join(away))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look(
+        self, archive: pb.Archive, reasons: list[tuple[str, GodwitError]]
+    ) -> Found | None:
+        """The emptiest such node now; else ``reasons`` says of each node why not."""
         pods = msgspec.convert(await self._ports.api.list(PODS), list[Pod])
         nodes = msgspec.convert(await self._ports.api.list(NODES), list[Node])
         agents = await self._ports.agents.nodes()
         room = {node.name: free(node, pods) for node in nodes}
         wanted = self._spec.get("nodeName")
-        reasons: list[tuple[str, GodwitError]] = []
         for node in sorted(nodes, key=lambda one: (-room[one.name].memory, one.name)):
             if node.name not in agents or (wanted and node.name != wanted):
                 continue
@@ -177,8 +200,11 @@ class RestoreDriver:
                     raise  # every node would see the same
                 reasons.append((node.name, failure))
         if wanted and not reasons:
-            raise Rejected(Reason.AGENT_MISSING, f"No Godwit agent is running on node {wanted}")
-        raise worst(reasons)
+            none = Rejected(Reason.AGENT_MISSING, f"No Godwit agent is running on node {wanted}")
+            if wanted not in room:
+                raise none
+            reasons.append((wanted, none))
+        return None
 
     async def _release(self, pod: Object) -> None:
         meta = pod["metadata"]

@@ -110,6 +110,7 @@ def test_the_order_of_the_switch(cluster: Cluster) -> None:
         "a.images",
         "b.complete",
         "b.restore",
+        "a.take_unread",
         "a.route_via",
         "b.route_local",
         "b.open_door",
@@ -192,10 +193,24 @@ def test_every_failure_before_the_commit_thaws(cluster: Cluster, effect: str) ->
 def test_held_packets_come_back_with_a_rollback(cluster: Cluster) -> None:
     cluster.ready()
     cluster.a.fake.captured = [Packet(time.time_ns() + 10**12, b"held")]
+    cluster.a.fake.unread = (b"in a socket",)
     cluster.world.fail["b.restore"] = OSError("no")
     cluster.switch()
     assert cluster.a.fake.injected == [b"held"]
+    assert cluster.a.fake.unread == (b"in a socket",)
     assert cluster.world.index("a.lift") < cluster.world.index("a.inject")
+
+
+def test_unread_datagrams_come_before_what_was_held(cluster: Cluster) -> None:
+    cluster.ready()
+    cluster.a.fake.unread = (b"in a socket",)
+    cluster.a.fake.captured = [Packet(time.time_ns() + 10**12, b"held")]
+    assert cluster.switch().committed
+    assert cluster.b.fake.injected == [b"in a socket", b"held"]
+    # only the commit takes them out of the source's sockets
+    effects = cluster.world.effects
+    assert effects.index("a.find_unread") < effects.index("b.restore")
+    assert effects.index("b.restore") < effects.index("a.take_unread")
 
 
 def test_a_freeze_ends_in_time(cluster: Cluster) -> None:
@@ -204,6 +219,16 @@ def test_a_freeze_ends_in_time(cluster: Cluster) -> None:
     start = time.monotonic()
     got = cluster.switch(freeze_timeout_ms=300)
     assert time.monotonic() - start < 5
+    assert not got.committed
+    assert got.failure.reason == Reason.FREEZE_TIMEOUT
+    assert not cluster.a.fake.frozen_ids
+
+
+def test_a_freeze_ends_in_time_where_nothing_is_sent(cluster: Cluster) -> None:
+    """A look at memory that finds nothing new meets no broken connection."""
+    cluster.ready()
+    cluster.a.fake.vast = True
+    got = cluster.switch(freeze_timeout_ms=300)
     assert not got.committed
     assert got.failure.reason == Reason.FREEZE_TIMEOUT
     assert not cluster.a.fake.frozen_ids

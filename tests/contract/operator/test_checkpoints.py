@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -281,6 +282,34 @@ async def test_a_restore_that_fails_leaves_no_pod(scene: Scene) -> None:
     assert (status["phase"], status["reason"]) == ("Failed", "ArchiveStoreUnreachable"), status
     assert await find(scene.api, PODS, scene.namespace, "copy") is None
     assert GATE not in json.dumps(status)
+
+
+async def test_an_agent_that_is_about_to_start_is_waited_for(scene: Scene) -> None:
+    """The others do not have the archive; the one that may does not listen yet."""
+    scene.archives.manifest = scene.body("redis")
+    for node in ("n1", "n3"):
+        scene.archives.fail[f"{node}.inspect"] = Rejected(Reason.ARCHIVE_NOT_FOUND, "not here")
+    scene.archives.fail["n2.inspect"] = Retryable(Reason.AGENT_UNREACHABLE, "refused")
+    restoring = asyncio.create_task(scene.restore("back", podName="copy"))
+    async with asyncio.timeout(30):
+        while True:
+            found = await find(scene.api, RESTORES, scene.namespace, "back")
+            seen = (found or {}).get("status", {})
+            if seen.get("reason") == "AgentUnreachable":
+                break
+            await asyncio.sleep(0.02)
+    assert (seen["phase"], seen["message"]) == ("Checking", "n2: refused")
+    del scene.archives.fail["n2.inspect"]
+    status = await restoring
+    assert (status["phase"], status["node"]) == ("Succeeded", "n2"), status
+
+
+async def test_an_agent_that_stays_away_is_not_waited_for_forever(scene: Scene) -> None:
+    scene.archives.fail["inspect"] = Retryable(Reason.AGENT_UNREACHABLE, "refused")
+    item = await scene.make(RESTORES, "PodRestore", "back", archive="one", podName="copy")
+    await RestoreDriver(scene.ports, item, patience_seconds=0.0).run()
+    status = (await scene.api.get(RESTORES, scene.namespace, "back"))["status"]
+    assert (status["phase"], status["reason"]) == ("Rejected", "AgentUnreachable"), status
 
 
 async def test_why_no_node_will_do(scene: Scene) -> None:

@@ -487,6 +487,24 @@ async def test_the_owner_is_deleted_in_the_handover(scene: Scene) -> None:
     await scene.nothing_left(made["metadata"]["uid"])
 
 
+async def test_the_namespace_is_deleted_in_the_handover(scene: Scene) -> None:
+    """No successor can be created in it any more, so there is nothing to bring the process into:
+    it is let go at once, not after the time of a step that cannot succeed."""
+    pod = await scene.workload("StatefulSet")
+    deleting: list[asyncio.Task[None]] = []
+
+    def delete() -> None:
+        work = scene.api.delete(NAMESPACES, None, scene.namespace)
+        deleting.append(asyncio.ensure_future(work))
+
+    scene.world.on_fail = delete
+    scene.world.fail["switch"] = [Aborted(Reason.RESTORE_FAILED, "bad image")]
+    result = await scene.migrate("redis-0", target={"nodeName": other(pod)})
+    await deleting[0]
+    assert result["status"]["phase"] == "Aborted", result["status"]
+    assert not scene.world.guarded
+
+
 async def test_the_pod_is_deleted_while_copying(scene: Scene) -> None:
     pod = await scene.workload("StatefulSet")
     scene.world.copy_gate = asyncio.Event()

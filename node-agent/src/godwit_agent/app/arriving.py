@@ -184,7 +184,8 @@ class Arriving:
         )
 
     def inject(self, packets: Iterable[Packet]) -> None:
-        self._open_network().inject(sorted(packets, key=lambda packet: packet.at_ns))
+        in_order = sorted(packets, key=lambda packet: packet.at_ns)
+        self._open_network().inject(in_order, self._ips)
 
     # ends
 

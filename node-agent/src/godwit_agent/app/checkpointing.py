@@ -202,7 +202,7 @@ class Checkpointer:
             with watch.part("freeze"):
                 source.freeze()
                 source.close_door()
-            changes = workers.submit(source.send_changes, spool)
+            changes = workers.submit(source.send_changes, spool, None, lambda: watchdog.fired)
             try:
                 with watch.part("dump"):
                     source.dump(watchdog.left())

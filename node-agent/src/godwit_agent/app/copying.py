@@ -147,7 +147,7 @@ class Copier:
                 f"{decision.predicted_freeze_ms} ms, the budget is {budget_ms} ms"
             )
             if session.fixed_ms:
-                message += f", of which shared memory takes {session.fixed_ms} ms"
+                message += f", of which shared or compared memory takes {session.fixed_ms} ms"
             if share < 1:
                 message += f", although the pod had only {share:.0%} of its CPU time"
             raise Aborted(Reason.FREEZE_BUDGET_EXCEEDED, message)

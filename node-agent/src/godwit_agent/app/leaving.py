@@ -36,6 +36,7 @@ from godwit_agent.hostops.ports import (
     PodNetwork,
     SourceFiles,
     SourceMemory,
+    UnreadDatagrams,
 )
 from godwit_api.errors import Aborted, GodwitError, Retryable
 from godwit_api.reasons import Reason
@@ -68,6 +69,7 @@ class Leaving:
         self._frozen_lock = threading.Lock()
         self._bootstrap: dict[tuple[str, str], bytes] = {}
         self._network: PodNetwork | None = None
+        self._unread: UnreadDatagrams | None = None
         self._connections: HeldConnections | None = None
         self._dumps: dict[str, GatedDump] = {}
         self._began_s = 0.0
@@ -175,6 +177,9 @@ class Leaving:
         for dump in self._dumps.values():
             dump.kill()
         self._dumps.clear()
+        unread, self._unread = self._unread, None
+        if unread:
+            unread.close()
         network, self._network = self._network, None
         if network:
             network.close()
@@ -201,14 +206,20 @@ class Leaving:
         for dump in self._dumps.values():
             dump.wait_dumped(timeout_s)
 
-    def send_changes(self, outlet: Outlet, allowance: int | None = None) -> RoundStats:
+    def send_changes(
+        self,
+        outlet: Outlet,
+        allowance: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> RoundStats:
         """Pages and files written since the last round; runs beside ``dump``. ``allowance``: of
-        a post-copy, see ``SourceMemory.final``."""
+        a post-copy, see ``SourceMemory.final``. ``cancelled``: the freeze has lasted too long,
+        also where there is nothing to send that would fail."""
         assert self._memory
         assert self._files
-        files = self._workers.submit(self._files.final, outlet)
+        files = self._workers.submit(self._files.final, outlet, cancelled)
         try:
-            memory = self._memory.final(outlet, allowance)
+            memory = self._memory.final(outlet, allowance, cancelled)
         finally:
             failure = files.exception()
         if failure:
@@ -218,6 +229,11 @@ class Leaving:
     def renew_connections(self) -> tuple[int, int]:
         """(kept, lost); the most of them beside ``dump``, the last ones with the route."""
         return self._connections.renew() if self._connections else (0, 0)
+
+    def find_unread(self) -> None:
+        """Datagrams that lie in sockets; beside ``dump``, which leaves them out."""
+        if self._unread is None:
+            self._unread = self._host.datagrams.find(self.state)
 
     def outgoing(self) -> tuple[Outgoing, ...]:
         """What the pod has opened to translated addresses; after ``renew_connections``."""
@@ -229,13 +245,15 @@ class Leaving:
                 outlet.image(container, name, content)
 
     def packets(self) -> tuple[Packet, ...]:
-        """What arrived since the freeze and has not been handed out yet."""
+        """What arrived since the freeze, or lies unread in a socket, and has not been handed out
+        yet. After the commit only."""
         if self._network is None:
             return ()
         found = self._network.held(syn_since_ns=self._syn_ns, since_ns=self._freeze_ns)
         if found:
             self._syn_ns = self._freeze_ns = max(packet.at_ns for packet in found) + 1
-        return found
+        unread, self._unread = self._unread, None
+        return unread.before(found, self._drop_ns) if unread else found
 
     # the way back
 

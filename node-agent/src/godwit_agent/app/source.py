@@ -160,7 +160,7 @@ class Source:
                 if budget_ms and predicted > budget_ms:
                     message = f"predicted freeze {predicted} ms, budget {budget_ms} ms"
                     if session.fixed_ms:
-                        message += f"; shared memory takes {session.fixed_ms} ms of it"
+                        message += f"; shared or compared memory takes {session.fixed_ms} ms of it"
                     return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
                 timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
                 peer = self._peers(target)

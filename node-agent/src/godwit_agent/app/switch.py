@@ -112,7 +112,7 @@ class Freeze:
             source.close_door()
 
         with part("dump_and_changes"):
-            changes = self.workers.submit(self._send_changes)
+            changes = self.workers.submit(self._send_changes, watchdog)
             try:
                 with part("dump"):
                     source.dump(watchdog.left())
@@ -142,22 +142,30 @@ class Freeze:
             watchdog.decide(self._commit)
 
     def after_commit(self) -> Ran:
-        """Step 7. Raises ``GodwitError`` when the target did not answer; then it is asked again."""
-        with self.watch.part("route"):
-            self.source.give_away(self.target)
+        """Step 7. Raises ``GodwitError`` when the target did not answer; then it is asked again.
+
+        From the change of the route until the target's own, packets go to and fro: what can be
+        done before it is done before it.
+        """
         with self.watch.part("packets"):
             self._send_packets()
+        with self.watch.part("route"):
+            self.source.give_away(self.target)
+            self._send_packets(acknowledged=False)  # the last that came here
         with self.watch.part("run"):
             ran = self.peer.run(self.migration, RUN_TIMEOUT_S)
         self.waited_us = self.lasted_us()
         return ran
 
-    def _send_changes(self) -> None:
+    def _send_changes(self, watchdog: Watchdog) -> None:
         with self.watch.part("changes"):
-            stats = self.source.send_changes(self.outlet, self.allowance)
+            allowance = self.allowance
+            stats = self.source.send_changes(self.outlet, allowance, lambda: watchdog.fired)
         self.watch.parts_us.update({f"changes_{k}": v for k, v in stats.parts_us.items()})
         with self.watch.part("connections"):
             self.source.renew_connections()
+        with self.watch.part("datagrams"):
+            self.source.find_unread()
 
     def lasted_us(self) -> int:
         """Since the freeze; 0 before it."""
@@ -168,12 +176,15 @@ class Freeze:
         self.journal.append(Step.COMMITTED, data)
         self.committed = True
 
-    def _send_packets(self) -> None:
+    def _send_packets(self, *, acknowledged: bool = True) -> None:
         """Held packets are wanted, not needed: their senders would repeat them."""
         try:
             for packet in self.source.packets():
                 self.outlet.packet(packet.at_ns, packet.data)
-            self.outlet.sync(_PACKET_ACK_S)
+            if acknowledged:
+                self.outlet.sync(_PACKET_ACK_S)
+            else:
+                self.outlet.flush()
         except (GodwitError, OSError):
             return
 

@@ -246,9 +246,9 @@ class HostSourceFiles:
         except OSError as error:
             raise Retryable(Reason.COPY_FAILED, f"files cannot be read: {error}") from error
 
-    def final(self, sink: CopySink) -> RoundStats:
+    def final(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         try:
-            return self._pass(sink, lambda: False)
+            return self._pass(sink, cancelled)
         except OSError as error:
             raise Aborted(Reason.COPY_FAILED, f"files cannot be read: {error}") from error
 

@@ -45,6 +45,7 @@ class _Totals:
     copied: int = 0
     scan_ns: int = 0
     look_ns: int = 0
+    hash_ns: int = 0  # of processes that are read whole each time
     bound: int = 0
     withheld: int = 0
     left: int | None = None  # may still be sent; None: everything
@@ -97,9 +98,14 @@ class HostSourceMemory:
         except OSError as error:
             raise Retryable(Reason.COPY_FAILED, f"memory cannot be read: {error}") from error
 
-    def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
+    def final(
+        self,
+        sink: CopySink,
+        allowance: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> RoundStats:
         try:
-            return self._pass(sink, lambda: False, last=True, allowance=allowance)
+            return self._pass(sink, cancelled, last=True, allowance=allowance)
         except OSError as error:
             raise Aborted(Reason.COPY_FAILED, f"memory cannot be read: {error}") from error
 
@@ -124,7 +130,7 @@ class HostSourceMemory:
                 seen.add(pid)
                 self._process(container, pid, sink, cancelled, totals, last=last)
             if last:
-                shared = self._shared.final(container.name, sink)
+                shared = self._shared.final(container.name, sink, cancelled)
             else:
                 shared = self._shared.round(container.name, sink, cancelled)
             totals.dirty += shared.dirty
@@ -148,7 +154,7 @@ class HostSourceMemory:
                 "copy": (total_ns - totals.scan_ns - totals.look_ns) // 1000,
             },
             processes=len(seen),
-            freeze_us=totals.look_ns // 1000 + self._shared.fill_us(),
+            freeze_us=(totals.look_ns + totals.hash_ns) // 1000 + self._shared.fill_us(),
             carried_bytes=self._shared.carried_bytes(),
             bound_bytes=totals.bound,
             withheld_bytes=totals.withheld,
@@ -199,10 +205,12 @@ class HostSourceMemory:
             if totals.left is not None and not isinstance(tracker, HashTracker):
                 ranges, withheld = withholding.split(ranges, areas, totals.left)
             totals.scan_ns += time.monotonic_ns() - begin
+            delivered_ns = 0
             for start, data in self._read(memory, ranges, strict=last):
                 if cancelled():
                     raise Aborted(Reason.CANCELLED, "cancelled while memory was copied")
-                parts = ((0, len(data)),) if tracker is None else tracker.changed(start, data)
+                parts = tuple(tracker.changed(start, data)) if tracker else ((0, len(data)),)
+                from_ns = time.monotonic_ns()
                 for low, high in parts:
                     if totals.left is not None and totals.left < high - low:
                         withheld.append((start + low, start + high))
@@ -211,6 +219,9 @@ class HostSourceMemory:
                         totals.left -= high - low
                     totals.copied += high - low
                     deliver(sink, container.name, vpid, start + low, data[low:high])
+                delivered_ns += time.monotonic_ns() - from_ns
+            if isinstance(tracker, HashTracker):
+                totals.hash_ns += time.monotonic_ns() - begin - delivered_ns
             if withheld:
                 totals.withheld += sum(end - start for start, end in withheld)
                 _announce(sink, container.name, vpid, Kind.WITHHELD, withheld)

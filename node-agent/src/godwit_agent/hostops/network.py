@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from godwit_agent.hostops import udpframes
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Packet
 from godwit_agent.hostops.netns import NetnsThread
 from godwit_agent.hostops.nft import CRIU_MARK, Nft
-from godwit_agent.hostops.packets import Capture, Injector, is_handshake
+from godwit_agent.hostops.packets import Capture, Injector, is_handshake, send_inside
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
 
@@ -110,8 +111,16 @@ class HostPodNetwork:
             )
         )
 
-    def inject(self, packets: Iterable[Packet]) -> int:
-        return self._injector.send(packets)
+    def inject(self, packets: Iterable[Packet], own: Iterable[str] = ()) -> int:
+        addresses = tuple(own)
+        outside: list[Packet] = []
+        inside: list[Packet] = []
+        for packet in packets:
+            stays = udpframes.stays_inside(packet.data, addresses)
+            (inside if stays else outside).append(packet)
+        if inside:
+            self._thread.call(lambda: send_inside(inside))
+        return self._injector.send(outside) + len(inside)
 
     def close(self) -> None:
         self._capture.close()

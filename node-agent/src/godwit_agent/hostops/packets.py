@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+from godwit_agent.hostops import udpframes
 from godwit_agent.hostops.model import Packet
 
 _SOL_PACKET = 263
@@ -128,6 +129,20 @@ class Injector:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def send_inside(packets: Iterable[Packet]) -> None:
+    """In the namespace of the caller, by its loopback interface. See raw(7), ipv6(7)."""
+    with contextlib.ExitStack() as stack:
+        out: dict[int, socket.socket] = {}
+        for packet in packets:
+            to = udpframes.destination(packet.data)
+            family = socket.AF_INET if to.version == 4 else socket.AF_INET6
+            with contextlib.suppress(OSError):
+                if family not in out:  # IPPROTO_RAW: the header is ours
+                    made = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+                    out[family] = stack.enter_context(made)
+                out[family].sendto(packet.data[udpframes.START :], (str(to), 0))
 
 
 def is_handshake(frame: bytes) -> bool:

@@ -143,9 +143,14 @@ class SourceMemory(Protocol):
         """What was written since the last round (everything in the first).
         ``Retryable(CopyFailed)``; ``Aborted(Cancelled)``."""
 
-    def final(self, sink: CopySink, allowance: int | None = None) -> RoundStats:
+    def final(
+        self,
+        sink: CopySink,
+        allowance: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> RoundStats:
         """The rest; the pod must be frozen. At most ``allowance`` bytes of it are sent, what else
-        there is is withheld, and the sink is told. ``Aborted(CopyFailed)``."""
+        there is is withheld, and the sink is told. ``Aborted``: CopyFailed, Cancelled."""
 
     def close(self) -> None:
         """Leaves nothing in the processes."""
@@ -167,7 +172,7 @@ class SourceFiles(Protocol):
     def round(
         self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False
     ) -> RoundStats: ...
-    def final(self, sink: CopySink) -> RoundStats:
+    def final(self, sink: CopySink, cancelled: Callable[[], bool] = lambda: False) -> RoundStats:
         """The rest; the pod must be frozen."""
 
     def close(self) -> None: ...
@@ -449,8 +454,9 @@ class PodNetwork(Protocol):
         For a move: ``since_ns`` is the time of the freeze. For a rollback: of ``drop``, as
         what came before it lies in the sockets."""
 
-    def inject(self, packets: Iterable[Packet]) -> int:
-        """To the pod, with this link's MACs, in the given order; how many."""
+    def inject(self, packets: Iterable[Packet], own: Iterable[str] = ()) -> int:
+        """To the pod, with this link's MACs, in the given order; how many. What the pod, whose
+        addresses are ``own``, had sent to itself goes by its loopback interface."""
 
     def close(self) -> None: ...
 
@@ -461,6 +467,21 @@ class Networks(Protocol):
 
     def reset(self, netns: str) -> None:
         """After a restart: removes our tables of ``hold_syns`` and ``drop`` (not the door)."""
+
+
+class UnreadDatagrams(Protocol):
+    def before(self, held: tuple[Packet, ...], until_ns: int) -> tuple[Packet, ...]:
+        """After the commit, once: takes it out of the sockets, as packets before those ``held``.
+        What was captured before ``until_ns`` may be in a socket too, and comes once only."""
+
+    def close(self) -> None:
+        """The sockets keep what they have."""
+
+
+class Datagrams(Protocol):
+    def find(self, pod: PodState) -> UnreadDatagrams:
+        """What UDP sockets have received and nobody has read; the pod must be frozen behind its
+        closed door. Never raises."""
 
 
 class Routes(Protocol):
@@ -523,6 +544,7 @@ class Host:
     restores: Restores
     hooks: Hooks
     networks: Networks
+    datagrams: Datagrams
     routes: Routes
     addresses: Addresses
     connections: Connections

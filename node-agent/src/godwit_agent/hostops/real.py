@@ -10,6 +10,7 @@ from godwit_agent.hostops.addresses import HostAddresses
 from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.connections import HostConnections
 from godwit_agent.hostops.copies import HostCopies
+from godwit_agent.hostops.datagrams import HostDatagrams
 from godwit_agent.hostops.dump import HostDumps
 from godwit_agent.hostops.hooks import HookFiles
 from godwit_agent.hostops.inspector import HostInspector
@@ -47,6 +48,7 @@ def real_host(config: Config) -> Host:
         restores=HostRestores(layout, hooks),
         hooks=hooks,
         networks=HostNetworks(layout),
+        datagrams=HostDatagrams(),
         routes=HostRoutes(layout),
         addresses=addresses,
         connections=HostConnections(layout),

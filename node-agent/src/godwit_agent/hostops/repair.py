@@ -41,16 +41,21 @@ def _sockets(pid: int) -> Iterator[tuple[int, str]]:
             yield number, match[1]
 
 
-def _end_one(pid: int, number: int) -> int:
+def descriptor(pid: int, number: int) -> int:
+    """An open file of another process, as one of our own. ``OSError``."""
     handle = os.pidfd_open(pid)
     try:
-        fd = _libc.syscall(_SYS_PIDFD_GETFD, handle, number, 0)
+        fd = int(_libc.syscall(_SYS_PIDFD_GETFD, handle, number, 0))
         if fd < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
+        return fd
     finally:
         os.close(handle)
-    with socket.socket(fileno=fd) as sock:
+
+
+def _end_one(pid: int, number: int) -> int:
+    with socket.socket(fileno=descriptor(pid, number)) as sock:
         inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         if not inet or sock.type != socket.SOCK_STREAM or sock.proto != socket.IPPROTO_TCP:
             return 0

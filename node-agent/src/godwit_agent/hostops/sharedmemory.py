@@ -173,11 +173,13 @@ class SharedMemory:
             self._pass(one, sink, cancelled, totals, last=False)
         return totals
 
-    def final(self, container: str, sink: CopySink) -> Totals:
+    def final(
+        self, container: str, sink: CopySink, cancelled: Callable[[], bool] = lambda: False
+    ) -> Totals:
         """The rest of what stands still, and a list of all of it. ``OSError``."""
         totals = Totals()
         for one in self._of(container):
-            ranges = self._pass(one, sink, lambda: False, totals, last=True)
+            ranges = self._pass(one, sink, cancelled, totals, last=True)
             self._tell(one, sink, os.fstat(one.fd).st_size)
             for part, at in enumerate(range(0, max(len(ranges), 1), _MAX_RANGES)):
                 numbers = array("Q", (i for pair in ranges[at : at + _MAX_RANGES] for i in pair))

@@ -7,14 +7,16 @@ has to judge the very bytes that are sent, hence the second.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from godwit_agent.hostops import pagescan, procs, userfault
+from godwit_agent.hostops import pagedigest, pagescan, procs, userfault
 from godwit_agent.hostops.model import Tracking
+from godwit_agent.hostops.pagedigest import Table
 from godwit_agent.hostops.pagescan import Scanner
 from godwit_agent.hostops.ptrace import InjectionError, supported
 from godwit_agent.memory.pageset import PAGE
@@ -79,14 +81,18 @@ class WriteProtectTracker:
 
 
 class HashTracker:
-    """Reads everything every time and compares digests; for kernels that cannot do better."""
+    """Reads everything every time and compares digests, where written pages cannot be found."""
 
     kind = Tracking.PAGE_HASH
 
-    def __init__(self) -> None:
-        self._digests: dict[int, bytes] = {}
+    def __init__(self, scanner: Scanner) -> None:
+        self._scanner = scanner
+        self._tables: dict[int, Table] = {}
+        self._digests: dict[int, bytes] = {}  # where the library has not been built
 
     def ranges(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> Ranges:
+        if self._scanner.able:
+            return everything(self._scanner, pagemap, areas)[1]
         return [found for start, end in areas for found in pagescan.populated(pagemap, start, end)]
 
     def last(self, pagemap: int, areas: Iterable[tuple[int, int]]) -> tuple[Ranges, Ranges]:
@@ -94,6 +100,24 @@ class HashTracker:
         return found, found
 
     def changed(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
+        if pagedigest.library() is None:
+            yield from self._changed_slowly(vaddr, data)
+            return
+        address = ctypes.addressof(ctypes.c_char.from_buffer(data))
+        at = 0
+        while at < len(data):
+            number, first = divmod((vaddr + at) // PAGE, Table.PAGES)
+            count = min((len(data) - at) // PAGE, Table.PAGES - first)
+            if number not in self._tables:
+                self._tables[number] = Table()
+            table = self._tables[number]
+            for low, high in table.changed(address + at, first, count) or ():
+                start = at + (low - first) * PAGE
+                table.sent(address + start, low, high - low)
+                yield start, start + (high - low) * PAGE
+            at += count * PAGE
+
+    def _changed_slowly(self, vaddr: int, data: memoryview) -> Iterator[tuple[int, int]]:
         begin = end = 0
         for at in range(0, len(data), PAGE):
             digest = hashlib.blake2b(data[at : at + PAGE], digest_size=_DIGEST_BYTES).digest()
@@ -109,6 +133,7 @@ class HashTracker:
             yield begin, end
 
     def close(self) -> None:
+        self._tables.clear()
         self._digests.clear()
 
 
@@ -162,8 +187,8 @@ def make(pid: int, kind: Tracking, scanner: Scanner) -> Tracker:
         try:
             return WriteProtectTracker(pid, scanner)
         except InjectionError:
-            return HashTracker()
-    return HashTracker()
+            return HashTracker(scanner)
+    return HashTracker(scanner)
 
 
 def _writes_unseen(pid: int) -> bool:
