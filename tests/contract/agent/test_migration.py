@@ -284,13 +284,13 @@ def test_a_copy_that_does_not_converge_within_its_budget_is_over(cluster: Cluste
 
 
 def test_a_pod_that_writes_too_fast_is_slowed_down_until_its_freeze(cluster: Cluster) -> None:
-    cluster.a.fake.dirty = [10 << 20]
+    cluster.a.fake.dirty = [1 << 20]
     cluster.prepare()
     with pytest.raises(grpc.RpcError) as caught:
-        cluster.copy(budget_ms=190, limit=100_000_000)
+        cluster.copy(budget_ms=190, limit=10_000_000)
     assert error_of(caught.value).reason is Reason.FREEZE_BUDGET_EXCEEDED
     assert "a.throttle" not in cluster.world.effects
-    told = cluster.copy(budget_ms=190, limit=100_000_000, throttle=True)
+    told = cluster.copy(budget_ms=190, limit=10_000_000, throttle=True)
     assert told[-1].converged
     assert told[-1].predicted_freeze_ms <= 190
     shares = [one.cpu_percent for one in told]
@@ -307,16 +307,16 @@ def test_a_pod_that_writes_too_fast_is_slowed_down_until_its_freeze(cluster: Clu
 
 @pytest.mark.parametrize("end", ["refused", "aborted", "restarted"])
 def test_a_pod_that_stays_has_its_cpu_time_back(cluster: Cluster, end: str) -> None:
-    cluster.a.fake.dirty = [10 << 20]
+    cluster.a.fake.dirty = [1 << 20]
     cluster.prepare()
     if end == "refused":
         with pytest.raises(grpc.RpcError) as caught:
-            cluster.copy(budget_ms=151, limit=100_000_000, throttle=True)
+            cluster.copy(budget_ms=151, limit=10_000_000, throttle=True)
         assert "10% of its CPU time" in error_of(caught.value).message
         assert "a.throttle" in cluster.world.effects
         cluster.abort_source(lift_guard=True)
     else:
-        cluster.copy(budget_ms=190, limit=100_000_000, throttle=True)
+        cluster.copy(budget_ms=190, limit=10_000_000, throttle=True)
         assert cluster.a.fake.cpus
         if end == "aborted":
             cluster.abort_source(lift_guard=True)
