@@ -1061,6 +1061,11 @@ class PeerStub:
                 request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RestoreRequest.SerializeToString,
                 response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RestoreResponse.FromString,
                 _registered_method=True)
+        self.TakeRoute = channel.unary_unary(
+                '/godwit.agent.v1.Peer/TakeRoute',
+                request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.TakeRouteRequest.SerializeToString,
+                response_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.TakeRouteResponse.FromString,
+                _registered_method=True)
         self.Run = channel.unary_unary(
                 '/godwit.agent.v1.Peer/Run',
                 request_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RunRequest.SerializeToString,
@@ -1102,6 +1107,14 @@ class PeerServicer:
 
     def Restore(self, request, context):
         """Target: every image and page has been sent; restore, leave stopped, verify.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeRoute(self, request, context):
+        """Target: the source has committed; the route leads here from now on, to a door that is closed:
+        before the source's own route changes, so that no packet goes to and fro. Run does it, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1154,6 +1167,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Restore,
                     request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RestoreRequest.FromString,
                     response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.RestoreResponse.SerializeToString,
+            ),
+            'TakeRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeRoute,
+                    request_deserializer=godwit_dot_agent_dot_v1_dot_agent__pb2.TakeRouteRequest.FromString,
+                    response_serializer=godwit_dot_agent_dot_v1_dot_agent__pb2.TakeRouteResponse.SerializeToString,
             ),
             'Run': grpc.unary_unary_rpc_method_handler(
                     servicer.Run,
@@ -1236,6 +1254,33 @@ class Peer:
             '/godwit.agent.v1.Peer/Restore',
             godwit_dot_agent_dot_v1_dot_agent__pb2.RestoreRequest.SerializeToString,
             godwit_dot_agent_dot_v1_dot_agent__pb2.RestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/godwit.agent.v1.Peer/TakeRoute',
+            godwit_dot_agent_dot_v1_dot_agent__pb2.TakeRouteRequest.SerializeToString,
+            godwit_dot_agent_dot_v1_dot_agent__pb2.TakeRouteResponse.FromString,
             options,
             channel_credentials,
             insecure,

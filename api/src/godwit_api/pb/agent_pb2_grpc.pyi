@@ -297,6 +297,10 @@ class PeerStub:
     """
     Restore: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RestoreRequest, _agent_pb2.RestoreResponse]
     """Target: every image and page has been sent; restore, leave stopped, verify."""
+    TakeRoute: _grpc.UnaryUnaryMultiCallable[_agent_pb2.TakeRouteRequest, _agent_pb2.TakeRouteResponse]
+    """Target: the source has committed; the route leads here from now on, to a door that is closed:
+    before the source's own route changes, so that no packet goes to and fro. Run does it, too.
+    """
     Run: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RunRequest, _agent_pb2.RunResponse]
     """Target: the source has committed; route, resume, replay."""
     AbortRestore: _grpc.UnaryUnaryMultiCallable[_agent_pb2.AbortRestoreRequest, _agent_pb2.AbortRestoreResponse]
@@ -320,6 +324,10 @@ class PeerAsyncStub(PeerStub):
     """
     Restore: _aio.UnaryUnaryMultiCallable[_agent_pb2.RestoreRequest, _agent_pb2.RestoreResponse]  # type: ignore[assignment]
     """Target: every image and page has been sent; restore, leave stopped, verify."""
+    TakeRoute: _aio.UnaryUnaryMultiCallable[_agent_pb2.TakeRouteRequest, _agent_pb2.TakeRouteResponse]  # type: ignore[assignment]
+    """Target: the source has committed; the route leads here from now on, to a door that is closed:
+    before the source's own route changes, so that no packet goes to and fro. Run does it, too.
+    """
     Run: _aio.UnaryUnaryMultiCallable[_agent_pb2.RunRequest, _agent_pb2.RunResponse]  # type: ignore[assignment]
     """Target: the source has committed; route, resume, replay."""
     AbortRestore: _aio.UnaryUnaryMultiCallable[_agent_pb2.AbortRestoreRequest, _agent_pb2.AbortRestoreResponse]  # type: ignore[assignment]
@@ -352,6 +360,16 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.RestoreResponse, _abc.Awaitable[_agent_pb2.RestoreResponse]]:
         """Target: every image and page has been sent; restore, leave stopped, verify."""
+
+    @_abc_1.abstractmethod
+    def TakeRoute(
+        self,
+        request: _agent_pb2.TakeRouteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.TakeRouteResponse, _abc.Awaitable[_agent_pb2.TakeRouteResponse]]:
+        """Target: the source has committed; the route leads here from now on, to a door that is closed:
+        before the source's own route changes, so that no packet goes to and fro. Run does it, too.
+        """
 
     @_abc_1.abstractmethod
     def Run(

@@ -62,6 +62,7 @@ class Peer(Protocol):
         *,
         post_copy: bool = False,
     ) -> Restored: ...
+    def take_route(self, migration: Migration, timeout_s: float) -> None: ...
     def run(self, migration: Migration, timeout_s: float) -> Ran: ...
     def abort_restore(self, migration: Migration, timeout_s: float) -> None: ...
     def committed(self, migration: Migration, timeout_s: float) -> Decision: ...
@@ -109,6 +110,10 @@ class GrpcPeer:
         )
         response = _call(lambda: self._stub.Restore(request, timeout=timeout_s))
         return Restored(response.processes, dict(response.timings_us), response.missing_bytes)
+
+    def take_route(self, migration: Migration, timeout_s: float) -> None:
+        request = pb.TakeRouteRequest(migration=_ref(migration))
+        _call(lambda: self._stub.TakeRoute(request, timeout=timeout_s))
 
     def run(self, migration: Migration, timeout_s: float) -> Ran:
         request = pb.RunRequest(migration=_ref(migration))

@@ -98,6 +98,7 @@ class TargetSession:
     pod: Arriving
     busy: Busy = field(default_factory=Busy)
     stopped: int = 0  # tasks of the verified copy that is held
+    routed: bool = False  # by this process, before ``Run``
     resumed: bool = False
     fetching: Fetching | None = None  # of a post-copy whose pages are not all here
     packets: list[Packet] = field(default_factory=list)

@@ -8,6 +8,7 @@ wait for anything but the two kernels, CRIU and the other agent.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from godwit_api.reasons import Reason
 
 HANDSHAKE_HOLD_S = 0.020
 _PACKET_ACK_S = 0.1
+_TAKE_TIMEOUT_S = 1.0
 RUN_TIMEOUT_S = 10.0
 
 
@@ -144,11 +146,13 @@ class Freeze:
     def after_commit(self) -> Ran:
         """Step 7. Raises ``GodwitError`` when the target did not answer; then it is asked again.
 
-        From the change of the route until the target's own, packets go to and fro: what can be
-        done before it is done before it.
+        The target's route comes first: two nodes that each think that the other has the pod send
+        packets to and fro. Its door is closed until ``run``.
         """
         with self.watch.part("packets"):
             self._send_packets()
+        with self.watch.part("take_route"):
+            self._take_route()
         with self.watch.part("route"):
             self.source.give_away(self.target)
             self._send_packets(acknowledged=False)  # the last that came here
@@ -175,6 +179,11 @@ class Freeze:
         data = {"frozen_at_ns": self.frozen_at_ns, "missing_bytes": self.missing_bytes}
         self.journal.append(Step.COMMITTED, data)
         self.committed = True
+
+    def _take_route(self) -> None:
+        """Wanted, not needed: ``run`` takes it, too."""
+        with contextlib.suppress(GodwitError):
+            self.peer.take_route(self.migration, _TAKE_TIMEOUT_S)
 
     def _send_packets(self, *, acknowledged: bool = True) -> None:
         """Held packets are wanted, not needed: their senders would repeat them."""

@@ -187,6 +187,15 @@ class Target:
                 missing.hold()  # before it can run
             return Restored(session.stopped, watch.parts_us, missing.bytes if missing else 0)
 
+    def take_route(self, migration: Migration, node: str) -> None:
+        """The source has committed and will change its route now: what comes waits at the door."""
+        session = self._session(migration.uid, migration.epoch)
+        session.require_source(node)
+        with session.busy("TakeRoute", time.monotonic() + 1):
+            if session.journal.last is Step.ARMED:
+                session.pod.take_route()
+                session.routed = True
+
     def run(self, migration: Migration, node: str) -> Ran:
         """The source has committed: route, door, resume, replay. Never refused as stale."""
         session = self._session(migration.uid, migration.epoch)
@@ -299,7 +308,8 @@ class Target:
                 message = "the copy is gone: this node was restarted before it was to run"
                 raise Unsafe(Reason.RESTORE_FAILED, message)
             with watch.part("route"):
-                pod.take_route()
+                if not session.routed:
+                    pod.take_route()
             with watch.part("door"):
                 pod.open_door()
             with watch.part("resume"):

@@ -46,6 +46,13 @@ class PeerServicer(agent_pb2_grpc.PeerServicer):
 
         return _serve(request.migration, context, "Restore", work)
 
+    def TakeRoute(self, request: pb.TakeRouteRequest, context: _Context) -> pb.TakeRouteResponse:
+        def work(migration: Migration, node: str, until: float) -> pb.TakeRouteResponse:
+            self._agent.target.take_route(migration, node)
+            return pb.TakeRouteResponse()
+
+        return _serve(request.migration, context, "TakeRoute", work)
+
     def Run(self, request: pb.RunRequest, context: _Context) -> pb.RunResponse:
         def work(migration: Migration, node: str, until: float) -> pb.RunResponse:
             ran = self._agent.target.run(migration, node)
