@@ -3,6 +3,8 @@
 ``routed``: three nodes, each pod on a link of its own (ptp). ``bridged``: two nodes whose pods
 share a bridge; tests with the mark of that name use it, and uninstall there at the end.
 
+Both are installed with failpoints, which do nothing but where a test asks for it.
+
 ``GODWIT_E2E_KEEP=1`` leaves the routed one standing for the next run; a standing cluster is
 reused (images and chart are brought up to date). ``GODWIT_E2E_AS_IS=1`` takes a
 standing one with the images it has.
@@ -36,7 +38,7 @@ def routed() -> Iterator[Cluster]:
         return
     handle.up(nodes=int(os.environ.get("GODWIT_E2E_NODES", "3")))
     handle.build_images()
-    handle.install("failpoints=true")  # they do nothing but where a test asks for it
+    handle.install("failpoints=true")
     yield handle
     left = wait_clean(handle, handle.ready_nodes(), 150)
     assert not left, left
@@ -52,7 +54,7 @@ def bridged() -> Iterator[Bridged]:
         handle.up(nodes=2, cni="bridge")
         before = traces(handle)
         handle.build_images()
-        handle.install()
+        handle.install("failpoints=true")
         yield Bridged(handle, before)
     finally:
         handle.down()

@@ -131,13 +131,14 @@ class Scene:
                 file.write(json.dumps(line) + "\n")
 
     def until_phase(self, name: str, phase: str, seconds: float = 120.0) -> None:
-        """Return as soon as the migration has reached ``phase``."""
+        """Return as soon as the migration has reached ``phase``, or gone past it."""
 
         class Reached(Exception):
             pass
 
         def look(item: dict[str, Any]) -> None:
-            if item.get("status", {}).get("phase") == phase:
+            passed = item.get("status", {}).get("phaseTransitionTimestamps", ())
+            if any(one["phase"] == phase for one in passed):
                 raise Reached
 
         try:

@@ -12,6 +12,9 @@ from chaos.stage import NAMESPACE
 from lab.cluster import Cluster
 
 
+pytestmark = pytest.mark.bridged
+
+
 @pytest.fixture(scope="module")
 def nodes(cluster: Cluster) -> Iterator[list[str]]:
     """Two nodes, and a namespace whose Redis goes from row to row."""

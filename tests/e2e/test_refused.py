@@ -83,7 +83,9 @@ def _terminating(scene: Scene) -> Iterator[str]:
     try:
         yield name
     finally:
-        scene.cluster.kubectl("delete", *words, "--grace-period=0", "--force", "--wait=false")
+        scene.cluster.kubectl(
+            "delete", *words, "--grace-period=0", "--force", "--wait=false", check=False
+        )
 
 
 @contextmanager
