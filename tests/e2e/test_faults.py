@@ -11,7 +11,6 @@ from chaos import rows, run
 from chaos.stage import NAMESPACE
 from lab.cluster import Cluster
 
-
 pytestmark = pytest.mark.bridged
 
 
