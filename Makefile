@@ -6,8 +6,9 @@ BIN     := $(VENV)/bin
 PYTHONPATH := api/src:operator/src:node-agent/src:testbed/src
 export PYTHONPATH
 
-# Two parts at once; each prints what it has to say when it has ended.
-PAIR = $(MAKE) --jobs=2 --output-sync=target --no-print-directory
+# Several parts at once: they wait more than they work. Each prints what it has to say when it
+# has ended.
+TOGETHER = $(MAKE) --jobs=4 --output-sync=target --no-print-directory
 
 .DEFAULT_GOAL := help
 .PHONY: help venv check unit contract host e2e e2e-routed e2e-bridged support test demo demo-down cluster bench bench-quick bench-report chaos chaos-report soak soak-quick soak-report model clean
@@ -44,7 +45,7 @@ host: venv  ## Tests with real CRIU, namespaces and network, as root
 	$(BIN)/pytest -q tests/host
 
 e2e:  ## Tests on two real clusters at once (brings the testbeds up and installs Godwit)
-	$(PAIR) e2e-routed e2e-bridged
+	$(TOGETHER) e2e-routed e2e-bridged
 
 e2e-routed: venv
 	$(BIN)/pytest -q -m "not support and not bridged" tests/e2e
@@ -52,10 +53,9 @@ e2e-routed: venv
 e2e-bridged: venv
 	$(BIN)/pytest -q -m "not support and bridged" tests/e2e
 
-test: venv  ## Everything, two parts at a time
-	$(PAIR) check unit
-	$(PAIR) contract host
-	$(MAKE) e2e
+test: venv  ## Everything
+	$(TOGETHER) check unit contract host
+	$(TOGETHER) e2e-routed e2e-bridged
 
 support: venv  ## Tests of real software; writes docs/support.md from what they saw
 	rm -f tests/e2e/results/support.jsonl
