@@ -3,7 +3,7 @@
 ``routed``: three nodes, each pod on a link of its own (ptp). ``bridged``: two nodes whose pods
 share a bridge; tests with the mark of that name use it, and uninstall there at the end.
 
-Both are installed with failpoints, which do nothing but where a test asks for it.
+The first is installed with failpoints, which do nothing but where a test asks for it.
 
 ``GODWIT_E2E_KEEP=1`` leaves the routed one standing for the next run; a standing cluster is
 reused (images and chart are brought up to date). ``GODWIT_E2E_AS_IS=1`` takes a
@@ -54,7 +54,7 @@ def bridged() -> Iterator[Bridged]:
         handle.up(nodes=2, cni="bridge")
         before = traces(handle)
         handle.build_images()
-        handle.install("failpoints=true")
+        handle.install()
         yield Bridged(handle, before)
     finally:
         handle.down()

@@ -11,8 +11,6 @@ from chaos import rows, run
 from chaos.stage import NAMESPACE
 from lab.cluster import Cluster
 
-pytestmark = pytest.mark.bridged
-
 
 @pytest.fixture(scope="module")
 def nodes(cluster: Cluster) -> Iterator[list[str]]:
