@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -56,6 +57,12 @@ func Main(dirs state.Dirs, argv []string) int {
 	case "exec":
 		if dirs.TakePostStart(id, commandOf(call)) {
 			return succeed(call)
+		}
+	case "ps":
+		if guarded(dirs, call) {
+			if pid := firstProcess(call); pid != 0 {
+				return tellProcesses(pid)
+			}
 		}
 	case "state":
 		if dirs.Restored(id) && !dirs.Started(id) {
@@ -121,6 +128,34 @@ func whileGuarded(call Command) int {
 	case "delete":
 		return fail(call, errors.New("container is migrating: it cannot be deleted by force now"))
 	}
+	return 0
+}
+
+// firstProcess is the container's own, 0 if it has ended. The guard has moved it out of the
+// cgroup that runc would look into.
+func firstProcess(call Command) int {
+	data, err := os.ReadFile(filepath.Join(call.Value("root"), call.ContainerID(), "state.json"))
+	if err != nil {
+		return 0
+	}
+	var known struct {
+		PID int `json:"init_process_pid"` // libcontainer's BaseState
+	}
+	if json.Unmarshal(data, &known) != nil || known.PID == 0 {
+		return 0
+	}
+	if _, err := os.Lstat(filepath.Join("/proc", strconv.Itoa(known.PID))); err != nil {
+		return 0
+	}
+	return known.PID
+}
+
+// tellProcesses answers `ps --format json`. A containerd that has been restarted gives a container
+// without processes up (loadShim, core/runtime/v2/shim_load.go, 2.1), and the kubelet would start
+// another.
+func tellProcesses(pid int) int {
+	data, _ := json.Marshal([]int{pid})
+	_, _ = os.Stdout.Write(data)
 	return 0
 }
 

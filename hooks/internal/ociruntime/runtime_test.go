@@ -159,6 +159,29 @@ func (w world) expect(pod, name string) string {
 	return directory
 }
 
+func TestAGuardedContainerHasItsProcessWhereverItIs(t *testing.T) {
+	w := newWorld(t)
+	w.guard("c")
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "c"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	known := filepath.Join(root, "c", "state.json")
+	for _, test := range []struct {
+		pid    int
+		out    string
+		passed bool
+	}{{os.Getpid(), fmt.Sprintf("[%d]", os.Getpid()), false}, {1 << 30, "", true}} {
+		if err := os.WriteFile(known, []byte(fmt.Sprintf(`{"init_process_pid":%d}`, test.pid)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, out := w.call("--root", root, "ps", "--format", "json", "c")
+		if code != 0 || out != test.out || (w.calls() != "") != test.passed {
+			t.Errorf("%d: exit %d, %q, runc called: %q", test.pid, code, out, w.calls())
+		}
+	}
+}
+
 func TestGuardedContainer(t *testing.T) {
 	for _, test := range []struct {
 		words  []string

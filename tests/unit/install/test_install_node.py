@@ -248,7 +248,7 @@ def test_nothing_is_undone_while_containers_use_the_handler(
 
 def test_what_a_lost_shim_has_left_is_not_in_use(host: FakeNode) -> None:
     tasks = host.path("/run/containerd/io.containerd.runtime.v2.task/k8s.io")
-    for name in ("dead", "gone", "lives"):
+    for name in ("dead", "gone", "lives", "ended"):
         (tasks / name).mkdir(parents=True)
         (tasks / name / "options.json").write_text('{"binary_name":"/opt/godwit/bin/godwit-runc"}')
         said = {"version": 3, "address": f"unix:///run/{name}", "protocol": "ttrpc"}
@@ -257,6 +257,10 @@ def test_what_a_lost_shim_has_left_is_not_in_use(host: FakeNode) -> None:
         dead.bind(str(host.path("/run/dead")))
         lives.bind(str(host.path("/run/lives")))
         lives.listen()
+        (tasks / "ended" / "bootstrap.json").write_text('{"address":"unix:///run/lives"}')
+        (tasks / "ended" / "init.pid").write_text("77")
+        (tasks / "lives" / "init.pid").write_text("78")
+        host.path("/proc/78").mkdir()
         assert node.in_use(host) == ["lives"]
 
 

@@ -309,20 +309,23 @@ def _stamp(path: Path) -> tuple[object, ...]:
 def in_use(host: Host) -> list[str]:
     """Ids of containers, sandboxes too, whose runtime is our wrapper.
 
-    A containerd that was restarted at the wrong moment leaves the bundle of a container that is
-    long gone; without a shim nobody would ever call the wrapper for it.
+    What containerd has left of a container that is long gone is none: without a process there is
+    nothing to stop, and without a shim nobody to call the wrapper.
     """
     directory = host.path(_TASKS)
     return sorted(
         bundle.name
         for bundle in (directory.iterdir() if directory.is_dir() else [])
         if WRAPPER in (host.read(f"{_TASKS}/{bundle.name}/options.json") or "")
-        and _has_shim(host, bundle.name)
+        and _lives(host, bundle.name)
     )
 
 
-def _has_shim(host: Host, identifier: str) -> bool:
+def _lives(host: Host, identifier: str) -> bool:
     """``bootstrap.json`` says where the shim listens (containerd 2.0, core/runtime/v2)."""
+    pid = (host.read(f"{_TASKS}/{identifier}/init.pid") or "").strip()
+    if pid.isdecimal() and not host.path(f"/proc/{pid}").exists():
+        return False
     try:
         said = json.loads(host.read(f"{_TASKS}/{identifier}/bootstrap.json") or "{}")
         address = str(said["address"])
