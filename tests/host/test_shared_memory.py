@@ -93,9 +93,15 @@ def process(sharer: Path, tmp_path: Path) -> Iterator[int]:
 
 
 def compare(sink: Sink, pids: tuple[int, ...]) -> int:
-    """Pages compared; the processes stand still."""
-    count = 0
+    """Pages compared; the processes stand still.
+
+    What was attached in the last moment only, as the sharer does to look at its detached segment,
+    has not been announced: CRIU takes it along.
+    """
+    count, known = 0, {one.about.number for one in sink.store._objects.values()}
     for found in sharedobjects.of(pids):
+        if found.number not in known:
+            continue
         here, (there, size) = os.open(found.path, os.O_RDONLY), sink.content(found.number)
         assert os.fstat(here).st_size == size, found
         for at in range(0, size, PAGE):
