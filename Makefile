@@ -54,6 +54,7 @@ e2e-bridged: venv
 	$(BIN)/pytest -q -m "not support and bridged" tests/e2e
 
 test: venv  ## Everything
+	testbed/testbed build
 	$(TOGETHER) check unit contract host
 	$(TOGETHER) e2e-routed e2e-bridged
 
