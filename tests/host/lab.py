@@ -26,6 +26,7 @@ from pathlib import Path
 from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.install.node import CGROUPS
 from godwit_api.errors import GodwitError
 from godwit_testbed.build import builder_root
 
@@ -357,10 +358,12 @@ class Lab:
                 if path.is_dir():
                     with contextlib.suppress(OSError):
                         path.rmdir()
-        # what outlives an agent has a place of its own (survive.py); another lab may use it
-        for path in Path("/sys/fs/cgroup").glob("*/godwit-tools"):
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        # guards, and what outlives an agent (survive.py), have places of their own, which another
+        # lab may use
+        for name in CGROUPS:
+            for path in Path("/sys/fs/cgroup").glob(f"*/{name}"):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 def _end(process: subprocess.Popen[str]) -> None:

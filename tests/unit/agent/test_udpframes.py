@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from godwit_agent.hostops import udpframes
+from godwit_agent.hostops import checksum, udpframes
 from godwit_agent.hostops.model import Packet
 from godwit_agent.hostops.udpframes import Datagram
 
@@ -31,12 +31,12 @@ def test_a_frame_says_what_it_was_made_of(
     assert udpframes.destination(frame) == ends[1]
     body = frame[udpframes.START :]
     if ends is FOUR:
-        assert udpframes.checksum(body[:20]) == 0
+        assert checksum.internet(body[:20]) == 0
         assert (body[1], body[8]) == (0x28, 9)
     assert one.key[:2] == (ends[0].packed, 4000)
     pseudo = ends[0].packed + ends[1].packed + struct.pack("!II", 8 + len(payload), 17)
     udp = body[20 if ends is FOUR else 40 :]
-    assert udpframes.checksum(pseudo + udp) == 0
+    assert checksum.internet(pseudo + udp) == 0
     assert udp[6:8] != b"\0\0"
 
 

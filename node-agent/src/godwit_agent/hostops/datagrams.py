@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 
-from godwit_agent.hostops import procs, udpframes
+from godwit_agent.hostops import descriptors, procs, udpframes
 from godwit_agent.hostops.model import Packet, PodState
-from godwit_agent.hostops.repair import descriptor
 from godwit_agent.hostops.udpframes import Address, Datagram
 
-_SOCKET = re.compile(r"socket:\[(\d+)\]\Z")
 _MAX_BYTES = 64 << 20
 _MAX_PAYLOAD = 1 << 16
 
@@ -54,12 +51,12 @@ class HostDatagrams:
             for name in ("net/udp", "net/udp6")
             for inode in _waiting(procs.lines(pod.sandbox.pid, name))
         }
-        found: dict[str, socket.socket] = {}
+        found: dict[int, socket.socket] = {}
         if waiting:
             for pid, number, inode in _descriptors(pod):
                 if inode in waiting and inode not in found:
                     with contextlib.suppress(OSError):
-                        found[inode] = socket.socket(fileno=descriptor(pid, number))
+                        found[inode] = socket.socket(fileno=descriptors.of_process(pid, number))
         return Unread(found.values())
 
 
@@ -89,22 +86,21 @@ class Unread:
         self._sockets.clear()
 
 
-def _waiting(lines: Iterable[str]) -> Iterator[str]:
+def _waiting(lines: Iterable[str]) -> Iterator[int]:
     """Inodes of sockets with a receive queue; the format is of net/ipv4/udp.c, udp4_format_sock."""
     for line in lines:
         fields = line.split()
         _, _, received = fields[4].partition(":") if len(fields) > 9 else ("", "", "")
         if received.strip("0") and received != "rx_queue":
-            yield fields[9]
+            yield int(fields[9])
 
 
-def _descriptors(pod: PodState) -> Iterator[tuple[int, int, str]]:
+def _descriptors(pod: PodState) -> Iterator[tuple[int, int, int]]:
     """(pid, number, inode) of all sockets of the pod."""
     for container in pod.containers:
         for pid in procs.tree(container.init_pid) if container.init_pid else ():
-            for number, target in procs.descriptors(pid):
-                if match := _SOCKET.match(target):
-                    yield pid, number, match[1]
+            for number, inode in descriptors.sockets(pid):
+                yield pid, number, inode
 
 
 def _read(one: socket.socket) -> Iterator[Datagram]:

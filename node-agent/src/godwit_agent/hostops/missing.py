@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 
-from godwit_agent.hostops import procs
+from godwit_agent.hostops import descriptors, procs
 from godwit_agent.hostops.model import Extent, Piece
 from godwit_agent.hostops.pagedaemon import PageDaemon
 from godwit_agent.hostops.pagestore import PageStore
@@ -21,10 +20,7 @@ from godwit_api.reasons import Reason
 # what lies beside it is often wanted next.
 _AROUND_BYTES = 64 << 10
 _RANGES_AT_ONCE = 512
-_SYS_PIDFD_GETFD = 438  # the same on all architectures (asm-generic/unistd.h)
 _USERFAULTFD = "anon_inode:[userfaultfd]"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class HostMissing:
@@ -115,9 +111,8 @@ class HostMissing:
                     continue
                 for number, target in procs.descriptors(pid):
                     if target == _USERFAULTFD and (pid, number) not in self._held:
-                        fd = _libc.syscall(_SYS_PIDFD_GETFD, handle, number, 0)
-                        if fd >= 0:
-                            self._held[pid, number] = fd
+                        with contextlib.suppress(OSError):
+                            self._held[pid, number] = descriptors.duplicate(handle, number)
 
     def let_go(self) -> None:
         with self._lock:

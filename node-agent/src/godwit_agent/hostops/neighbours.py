@@ -18,6 +18,8 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from godwit_agent.hostops import checksum
+
 _NTF_PROXY = 0x08  # linux/neighbour.h
 _BROADCAST = b"\xff" * 6
 _ETHERTYPE_ARP = 0x0806
@@ -89,17 +91,10 @@ def _advertisement(address: bytes, ip: bytes) -> bytes:
     body = struct.pack("!BBHI", _NEIGHBOUR_ADVERTISEMENT, 0, 0, _OVERRIDE) + ip
     body += bytes((_TARGET_LINK_ADDRESS, 1)) + address
     pseudo = ip + _ALL_NODES + struct.pack("!II", len(body), socket.IPPROTO_ICMPV6)
-    body = body[:2] + struct.pack("!H", _checksum(pseudo + body)) + body[4:]
+    body = body[:2] + struct.pack("!H", checksum.internet(pseudo + body)) + body[4:]
     header = struct.pack("!IHBB", 6 << 28, len(body), socket.IPPROTO_ICMPV6, 255)
     link = b"\x33\x33" + _ALL_NODES[-4:] + address + struct.pack("!H", _ETHERTYPE_IPV6)
     return link + header + ip + _ALL_NODES + body
-
-
-def _checksum(data: bytes) -> int:
-    """RFC 1071."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return 0xFFFF - ((total + (total >> 16)) & 0xFFFF)
 
 
 def _send(interface: str, frame: bytes) -> None:

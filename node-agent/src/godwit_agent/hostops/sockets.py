@@ -7,17 +7,15 @@ family and protocol are the kernel's own answer.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from godwit_agent.hostops import procs
+from godwit_agent.hostops import descriptors
 from godwit_agent.hostops.netns import NetnsThread
 
-_SYS_PIDFD_GETFD = 438
 _SO_PROTOCOL, _SO_DOMAIN = 38, 39  # asm-generic/socket.h
 _SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
 _NLM_REQUEST_DUMP = 0x301
@@ -29,8 +27,6 @@ _HEADER = struct.Struct("=IHHII")
 _UNIX_REQUEST = struct.Struct("=BBHIIIII")
 _UNIX_REPLY = struct.Struct("=BBBBIII")
 _ATTRIBUTE = struct.Struct("=HH")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +62,13 @@ def unix_peers(netns: str) -> dict[int, int]:
 
 
 def _of_process(pid: int, handle: int, seen: set[int]) -> Iterator[Socket]:
-    for number, target in procs.descriptors(pid):
-        if not target.startswith("socket:["):
-            continue
-        inode = int(target[8:-1])
+    for number, inode in descriptors.sockets(pid):
         if inode in seen:
             continue
         seen.add(inode)
-        fd = _libc.syscall(_SYS_PIDFD_GETFD, handle, number, 0)
-        if fd < 0:
+        try:
+            fd = descriptors.duplicate(handle, number)
+        except OSError:
             continue
         with socket.socket(fileno=fd) as sock:
             family, kind, protocol = (

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from godwit_agent.hostops import checksum
 from godwit_agent.hostops.model import Packet
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -130,7 +131,7 @@ def _udp(one: Datagram) -> bytes:
     head = (one.source[1], one.destination[1], length)
     addresses = one.source[0].packed + one.destination[0].packed
     pseudo = addresses + struct.pack("!II", length, socket.IPPROTO_UDP)
-    total = checksum(pseudo + _UDP.pack(*head, 0) + one.payload)
+    total = checksum.internet(pseudo + _UDP.pack(*head, 0) + one.payload)
     return _UDP.pack(*head, total or 0xFFFF) + one.payload  # 0 would mean: none
 
 
@@ -143,7 +144,7 @@ def _header(one: Datagram, length: int, at: int = 0, more: bool = False, number:
             "!BBHHHBBH4s4s", 0x45, one.traffic_class, 20 + length, number & 0xFFFF, flags,
             one.hops, socket.IPPROTO_UDP, 0, source, destination,
         )  # fmt: skip
-        return head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+        return head[:10] + struct.pack("!H", checksum.internet(head)) + head[12:]
     first = 6 << 28 | one.traffic_class << 20
     if not number:
         following = socket.IPPROTO_UDP
@@ -151,13 +152,3 @@ def _header(one: Datagram, length: int, at: int = 0, more: bool = False, number:
     head = struct.pack("!IHBB", first, 8 + length, _FRAGMENT_HEADER, one.hops)
     fragment = struct.pack("!BBHI", socket.IPPROTO_UDP, 0, at | more, number & 0xFFFFFFFF)
     return head + source + destination + fragment
-
-
-def checksum(data: bytes) -> int:
-    """RFC 1071."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total >> 16) + (total & 0xFFFF)
-    return 0xFFFF - total

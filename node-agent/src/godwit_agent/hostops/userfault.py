@@ -14,10 +14,10 @@ import struct
 import threading
 from concurrent.futures import Future
 
+from godwit_agent.hostops import descriptors
 from godwit_agent.hostops.ptrace import InjectionError, Tracee
 
 _SYS_CLOSE, _SYS_USERFAULTFD = 3, 323  # x86_64, asm/unistd_64.h
-_SYS_PIDFD_GETFD = 438
 _USER_MODE_ONLY = 1
 _FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY
 _API_VERSION = 0xAA
@@ -94,19 +94,18 @@ def _take(pid: int) -> int:
     try:
         with Tracee(pid) as tracee:
             inner = tracee.syscall(_SYS_USERFAULTFD, _FLAGS)
-            fd = _libc.syscall(_SYS_PIDFD_GETFD, handle, inner, 0)
-            number = ctypes.get_errno()
-            tracee.syscall(_SYS_CLOSE, inner)
+            try:
+                fd = descriptors.duplicate(handle, inner)
+            finally:
+                tracee.syscall(_SYS_CLOSE, inner)
     finally:
         os.close(handle)
-    if fd < 0:
-        raise OSError(number, f"pidfd_getfd: {os.strerror(number)}")
     try:
         _handshake(fd)
     except OSError:
         os.close(fd)
         raise
-    return int(fd)
+    return fd
 
 
 def _handshake(fd: int) -> None:
