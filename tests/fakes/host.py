@@ -691,6 +691,9 @@ class _Network(_Part):
     def close_door(self) -> None:
         self.node.do("close_door")
 
+    def fall_silent(self) -> None:
+        self.node.do("fall_silent")
+
     def held(
         self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
     ) -> tuple[Packet, ...]:
@@ -708,7 +711,9 @@ class _Network(_Part):
 
 
 class _Networks(_Part):
-    def open(self, netns: str, host_interface: str, pod_mac: str, host_mac: str) -> _Network:
+    def open(
+        self, netns: str, interface: str, host_interface: str, pod_mac: str, host_mac: str
+    ) -> _Network:
         self.node.do("capture")
         return _Network(self.node)
 
@@ -733,7 +738,7 @@ class _Unread(_Part):
 
 
 class _Routes(_Part):
-    def local(self, ip: str, host_interface: str) -> None:
+    def local(self, ip: str, host_interface: str, pod_mac: str) -> None:
         self.node.do("route_local")
         self.node.routes_here[ip] = HostRoute(ip, host_interface, None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +13,8 @@ import pytest
 
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.links import find_link
+from godwit_agent.hostops.model import HostPath, Packet
+from godwit_agent.hostops.network import HostNetworks
 from godwit_agent.hostops.routes import HostRoutes
 from host.test_hook_network import Scene, plugins, pytestmark, run, scene, udp  # noqa: F401
 
@@ -79,45 +81,81 @@ def test_no_address_is_tentative(scene: Scene) -> None:  # noqa: F811
             assert not told, (side, told)
 
 
-def _neighbour(scene: Scene) -> dict[str, Any]:  # noqa: F811
-    """What the host knows of the pod's IPv6 address, once that is more than that it asks: within
-    less time than it takes to ask again (a second)."""
-    end = time.monotonic() + 0.8
+def _layout(here: Scene) -> Layout:
+    return replace(
+        Layout(),
+        host_pid=os.getpid(),
+        host_netns=f"/run/netns/{here.host}",
+        run_dir=HostPath(str(here.state)),
+    )
+
+
+def _answer(here: Scene, to: str, port: int) -> str | None:
+    """The link address that the host hears when it sends to ``to``; None when nobody answers."""
+    with udp(here.host, ipv6=":" in to) as asking:
+        asking.sendto(b"x", (to, port))
     while True:
-        watching = subprocess.run(
-            ("ip", "-6", "-n", scene.host, "-j", "neigh", "show", "to", IPV6),
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        (known,) = json.loads(watching.stdout)
-        assert isinstance(known, dict)
-        if "lladdr" in known or time.monotonic() > end:
-            return known
-        time.sleep(0.01)
+        for known in here.ip(here.host, "neigh", "show", "to", to):
+            if "lladdr" in known:
+                return str(known["lladdr"])
+            if "FAILED" in known["state"]:
+                return None
+        time.sleep(0.02)
 
 
-def test_neighbours_are_found_through_a_closed_door(scene: Scene) -> None:  # noqa: F811
-    """A packet that meets the door must not wait a second for the next solicitation."""
+@pytest.mark.parametrize("address", [IPV4, IPV6])
+def test_only_behind_an_open_door_the_address_is_answered_for(
+    scene: Scene,  # noqa: F811
+    routes: HostRoutes,
+    address: str,
+) -> None:
+    """Else others on a bridge would learn it from a successor that may never run, or from a
+    source that is about to go."""
     _expect(scene)
-    result = _add(scene)
-    network = json.loads((scene.expectation / "network.json").read_text())
-    run("ip", "-n", scene.host, "route", "add", f"{IPV6}/128", "dev", network["host_interface"])
-    gateway = result["ips"][1]["gateway"]
-    with udp(scene.host, ipv6=True) as outside, udp(scene.pod, ipv6=True) as inside:
-        outside.bind((gateway, 0))
-        inside.bind((IPV6, 0))
-        outside.sendto(b"closed", inside.getsockname())
-        known = _neighbour(scene)
-        assert known.get("lladdr") == network["pod_mac"], known
-        with pytest.raises(PermissionError):
-            inside.sendto(b"out", outside.getsockname())
-        run("ip", "netns", "exec", scene.pod, "nft", "delete", "table", "inet", "godwit_door")
-        outside.sendto(b"open", inside.getsockname())
-        assert inside.recv(16) == b"open"
+    gateways = [one["gateway"] for one in _add(scene)["ips"]]
+    record = json.loads((scene.expectation / "network.json").read_text())
+    mac = record["pod_mac"]
+    host = ("ip", "-n", scene.host)
+    to = (address, "dev", record["host_interface"])
+    run(*host, "route", "add", *to)
+    assert _answer(scene, address, 9) is None
+    network = HostNetworks(_layout(scene)).open(
+        *(scene.netns, "eth0", record["host_interface"], mac, record["host_mac"])
+    )
+    try:
+        # the node is told, so that no packet is lost to a question that nobody answers
+        routes.local(address, record["host_interface"], mac)
+        with (
+            udp(scene.host, ipv6=":" in address) as outside,
+            udp(scene.pod, ipv6=":" in address) as inside,
+        ):
+            inside.bind((address, 0))
+            outside.bind((gateways[":" in address], 0))
+            begin = time.time_ns()
+            outside.sendto(b"closed", inside.getsockname())
+            held: tuple[Packet, ...] = ()
+            while not held:
+                held = network.held(syn_since_ns=begin, since_ns=begin)
+            with pytest.raises(PermissionError):
+                inside.sendto(b"out", outside.getsockname())
+            network.open_door()
+            network.inject(held)
+            assert inside.recv(16) == b"closed"
+            outside.sendto(b"open", inside.getsockname())
+            assert inside.recv(16) == b"open"
+            run(*host, "neigh", "del", *to)
+            assert _answer(scene, address, 9) == mac
+            network.drop()
+            network.fall_silent()
+            run(*host, "neigh", "del", *to)
+            assert _answer(scene, address, 9) is None
+    finally:
+        network.close()
 
 
 @pytest.fixture
 def routes(scene: Scene) -> Iterator[HostRoutes]:  # noqa: F811
-    made = HostRoutes(replace(Layout(), host_netns=f"/run/netns/{scene.host}"))
+    made = HostRoutes(_layout(scene))
     yield made
     made.close()
 
@@ -148,7 +186,7 @@ def test_routes_of_both_families_follow(scene: Scene, routes: HostRoutes) -> Non
         routes.via(ip, node)  # takes the place of the one that the main plugin has made
         assert (ip, node) in shown()
         assert (ip, None) not in shown()
-        routes.local(ip, veth)
+        routes.local(ip, veth, "02:00:00:00:77:05")
         assert (ip, None) in shown()
         assert (ip, node) not in shown()
         routes.via(ip, node)
@@ -161,51 +199,61 @@ def test_routes_of_both_families_follow(scene: Scene, routes: HostRoutes) -> Non
     assert routes.list() == ()
 
 
-def test_on_a_bridge_the_node_answers_for_who_has_left(
+@pytest.mark.parametrize("family", [0, 1])
+def test_on_a_bridge_neighbours_and_node_find_who_has_left_and_come_back(
     scene: Scene,  # noqa: F811
     routes: HostRoutes,
+    family: int,
 ) -> None:
     result = _main(scene, "bridge")
-    native = result["ips"][1]["address"].partition("/")[0]
+    native = result["ips"][family]["address"].partition("/")[0]
     _uplink(scene)
-    run("ip", "netns", "exec", scene.host, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+    forwarding = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    run("ip", "netns", "exec", scene.host, "sysctl", "-qw", *forwarding)
+    ports = [one for one in scene.ip(scene.host, "link", "show") if one.get("master") == "cni0"]
+    (link,) = scene.ip(scene.pod, "link", "show", "dev", "eth0")
+    (bridge,) = [one for one in scene.ip(scene.host, "link", "show") if one["ifname"] == "cni0"]
     name = f"{scene.pod}-n"
     run("ip", "netns", "add", name)
     try:
-        run(
-            "ip",
-            "-n",
-            scene.host,
-            "link",
-            "add",
-            "v9",
-            "type",
-            "veth",
-            "peer",
-            "eth0",
-            "netns",
-            name,
-        )
+        ends = ("v9", "type", "veth", "peer", "eth0", "netns", name)
+        run("ip", "-n", scene.host, "link", "add", *ends)
         run("ip", "-n", scene.host, "link", "set", "v9", "master", "cni0", "up")
+        run("ip", "-n", name, "addr", "add", "10.99.0.99/24", "dev", "eth0")
         run("ip", "-n", name, "addr", "add", "fd99::99/64", "dev", "eth0", "nodad")
         run("ip", "-n", name, "link", "set", "eth0", "up")
 
-        def learnt() -> str:
-            with udp(name, ipv6=True) as asking:
-                asking.sendto(b"x", (native, 9))
-            for _ in range(60):
-                listed = scene.ip(name, "-6", "neigh", "show", "to", native)
-                if found := [entry["lladdr"] for entry in listed if "lladdr" in entry]:
-                    return str(found[0])
-                time.sleep(0.05)
-            raise AssertionError("nobody answers")
+        def known(side: str) -> list[str]:
+            listed = scene.ip(side, "neigh", "show", "to", native)
+            return [entry["lladdr"] for entry in listed if "lladdr" in entry]
 
-        (bridge,) = [one for one in scene.ip(scene.host, "link", "show") if one["ifname"] == "cni0"]
-        assert learnt() != bridge["address"]
-        routes.via(native, "2001:db8::9")
-        assert learnt() == bridge["address"], "the announcement has not been heard"
+        def learnt(wanted: str) -> None:
+            with udp(name, ipv6=bool(family)) as asking:
+                asking.sendto(b"x", (native, 9))
+            for _ in range(100):
+                if known(name) == [wanted]:
+                    return
+                time.sleep(0.05)
+            raise AssertionError(f"{known(name)} is not {wanted}")
+
+        learnt(link["address"])
+        routes.via(native, ("198.51.100.9", "2001:db8::9")[family])
+        learnt(bridge["address"])
         run("ip", "-n", name, "neigh", "flush", "all")
         run("ip", "-n", scene.pod, "link", "set", "eth0", "down")
-        assert learnt() == bridge["address"]
+        learnt(bridge["address"])
+        # It comes back with another interface, and the node still knows the former one.
+        former = ("lladdr", link["address"], "dev", "cni0", "nud", "reachable")
+        run("ip", "-n", scene.host, "neigh", "replace", native, *former)
+        again = "02:00:00:00:77:05"
+        run("ip", "-n", scene.pod, "link", "set", "eth0", "address", again)
+        routes.local(native, ports[0]["ifname"], again)
+        assert known(scene.host) == [again]
+        learnt(again)
+        assert [(one.interface, one.via) for one in routes.list()] == [(ports[0]["ifname"], None)]
+        run("ip", "-n", scene.host, "link", "del", ports[0]["ifname"])
+        assert [(one.interface, one.via) for one in routes.list()] == [(None, None)]
+        routes.remove(native)
+        assert routes.list() == ()
     finally:
         run("ip", "netns", "del", name)

@@ -98,7 +98,7 @@ class Scene:
         host = f"/run/netns/{self.names['H']}"
         pod = NetnsThread(f"/run/netns/{self.names[name]}")
         made = HostPodNetwork(
-            pod, self.names[name], self.mac(name), "02:00:00:00:00:01", host_netns=host
+            pod, "eth0", self.names[name], self.mac(name), "02:00:00:00:00:01", host_netns=host
         )
         try:
             yield made

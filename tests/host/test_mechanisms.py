@@ -61,7 +61,11 @@ class Agent:
     def network(self, pod: PodState) -> HostPodNetwork:
         assert pod.link
         return self.networks.open(
-            pod.sandbox.netns, pod.link.host_interface, pod.link.pod_mac, pod.link.host_mac
+            pod.sandbox.netns,
+            pod.link.interface,
+            pod.link.host_interface,
+            pod.link.pod_mac,
+            pod.link.host_mac,
         )
 
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -44,6 +46,9 @@ func rehome(path, name string, moves []move, door bool) (*state.Network, error) 
 		return nil, fmt.Errorf("the host's end of %s: %w", name, err)
 	}
 	if door {
+		if err := silence(handle, name); err != nil {
+			return nil, fmt.Errorf("closing the door: %w", err)
+		}
 		if err := closeDoor(handle); err != nil {
 			return nil, fmt.Errorf("closing the door: %w", err)
 		}
@@ -207,6 +212,24 @@ func removeNativeRoute(native string, host netlink.Link) error {
 	return nil
 }
 
+// silence lets the interface answer no ARP request (arp_ignore of 8, ip-sysctl.rst): on a bridge
+// others would learn that the address is here while the original pod still has it.
+func silence(handle netns.NsHandle, name string) error {
+	result := make(chan error)
+	go func() {
+		// Never unlocked: a thread that cannot be trusted to be in its namespace ends with this.
+		runtime.LockOSThread()
+		if err := netns.Set(handle); err != nil {
+			result <- err
+			return
+		}
+		// /proc/sys/net shows the network namespace of the thread that opens it
+		file := filepath.Join("/proc/sys/net/ipv4/conf", name, "arp_ignore")
+		result <- os.WriteFile(file, []byte("8"), 0o644)
+	}()
+	return <-result
+}
+
 // closeDoor makes the table inet godwit_door: nothing passes but loopback and CRIU's own packets.
 func closeDoor(handle netns.NsHandle) error {
 	runtime.LockOSThread()
@@ -234,7 +257,6 @@ func closeDoor(handle netns.NsHandle) error {
 		loopback := append([]byte("lo"), make([]byte, unix.IFNAMSIZ-2)...)
 		accept(connection, table, chain, expr.MetaKeyMARK, binaryutil.NativeEndian.PutUint32(criuMark))
 		accept(connection, table, chain, side.meta, loopback)
-		acceptNeighbours(connection, table, chain)
 	}
 	if err := connection.Flush(); err != nil {
 		return err
@@ -248,19 +270,4 @@ func accept(connection *nftables.Conn, table *nftables.Table, chain *nftables.Ch
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value},
 		&expr.Verdict{Kind: expr.VerdictAccept},
 	}})
-}
-
-// acceptNeighbours lets neighbour discovery pass, as ARP does, which is in no such table.
-func acceptNeighbours(connection *nftables.Conn, table *nftables.Table, chain *nftables.Chain) {
-	for _, kind := range []byte{135, 136} { // solicitation and advertisement, RFC 4861
-		connection.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV6}},
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{kind}},
-			&expr.Verdict{Kind: expr.VerdictAccept},
-		}})
-	}
 }

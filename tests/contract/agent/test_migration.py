@@ -16,7 +16,7 @@ import pytest
 from fakes.cluster import MIGRATION, POD, SUCCESSOR, TIMEOUT, Cluster
 from fakes.cluster import cluster as make_cluster
 from fakes.host import IP
-from godwit_agent.hostops.model import Outgoing, Packet
+from godwit_agent.hostops.model import HostRoute, Outgoing, Packet
 from godwit_api.errors import Aborted, Rejected, Retryable
 from godwit_api.identity import node_dns_name
 from godwit_api.pb import agent_pb2 as pb
@@ -496,6 +496,11 @@ def test_addresses_follow_the_list(cluster: Cluster) -> None:
     gone = cluster.a.api.SyncAddresses(pb.SyncAddressesRequest(), timeout=TIMEOUT)
     assert list(gone.released) == [IP]
     assert IP not in cluster.a.fake.routes_here
+    cluster.b.api.SyncAddresses(pb.SyncAddressesRequest(), timeout=TIMEOUT)
+    assert IP in cluster.b.fake.routes_here, "the list may be older than the pod's move"
+    cluster.b.fake.routes_here[IP] = HostRoute(IP, None, None)
+    cluster.b.api.SyncAddresses(pb.SyncAddressesRequest(), timeout=TIMEOUT)
+    assert IP not in cluster.b.fake.routes_here
 
 
 @pytest.mark.parametrize("moment", ["copying", "copied", "expected"])

@@ -36,8 +36,8 @@ class Addresses:
                 self._host.routes.via(address.ip, address.node_address)
                 log.info("route", ip=address.ip, via=address.node_address)
         for ip, route in routes.items():
-            # a local route ends with its interface; it may be newer than the list
-            if ip not in wanted and ip not in moving and route.via is not None:
+            # that of a pod that is here may be newer than the list
+            if ip not in wanted and ip not in moving and route.interface is None:
                 self._host.routes.remove(ip)
                 log.info("route removed", ip=ip)
         held = [address.ip for address in self._host.addresses.list()]

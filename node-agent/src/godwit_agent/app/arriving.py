@@ -160,8 +160,9 @@ class Arriving:
             self._restored[slot.container] = self._host.restores.verify(slot)
 
     def take_route(self) -> None:
+        link = self._link()
         for ip in self._ips:
-            self._host.routes.local(ip, self._link().host_interface)
+            self._host.routes.local(ip, link.host_interface, link.pod_mac)
         if self._connections:
             self._connections.renew()
             self._connections.adopt(self._outgoing)
@@ -251,7 +252,7 @@ class Arriving:
         if self._network is None:
             link = self._link()
             self._network = self._host.networks.open(
-                link.netns, link.host_interface, link.pod_mac, link.host_mac
+                link.netns, link.interface, link.host_interface, link.pod_mac, link.host_mac
             )
         return self._network
 

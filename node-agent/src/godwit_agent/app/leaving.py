@@ -297,6 +297,12 @@ class Leaving:
         if self._connections:
             self._connections.let_go()
 
+    def fall_silent(self) -> None:
+        """On a bridge whoever asks for the pod's link address must hear of the new one only."""
+        if self._network:
+            with contextlib.suppress(GodwitError, OSError):
+                self._network.fall_silent()
+
     def hold_address(self) -> None:
         """Only where an address comes from: elsewhere this node's IPAM never had it."""
         pools = self._host.probe.facts().ip_pools
@@ -369,7 +375,11 @@ class Leaving:
         assert link, "CheckSource refuses a pod without an interface"
         if self._network is None:
             self._network = self._host.networks.open(
-                self.state.sandbox.netns, link.host_interface, link.pod_mac, link.host_mac
+                self.state.sandbox.netns,
+                link.interface,
+                link.host_interface,
+                link.pod_mac,
+                link.host_mac,
             )
 
 

@@ -159,6 +159,7 @@ class Freeze:
         with self.watch.part("run"):
             ran = self.peer.run(self.migration, RUN_TIMEOUT_S)
         self.waited_us = self.lasted_us()
+        self.source.fall_silent()
         return ran
 
     def _send_changes(self, watchdog: Watchdog) -> None:

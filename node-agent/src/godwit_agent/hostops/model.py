@@ -314,7 +314,8 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class HostRoute:
-    """A host route of ours: to a local interface or via another node."""
+    """A host route of ours: to a local pod's interface or via another node; neither when that
+    interface is gone."""
 
     ip: str
     interface: str | None

@@ -1,9 +1,15 @@
-"""Pods that share a bridge with a pod that has moved away.
+"""Who knows which link address: this node, and pods that share a bridge with one that moves.
 
-They have its address on their link and ask for it there (ARP, neighbour discovery). This
-node answers in its place: a proxy entry (``ip neighbour add proxy``), and an
-announcement, since they have learnt the address of an interface that has gone. Without
-a bridge (``ptp``) no interface has such a subnet, and nothing is done.
+A pod that comes back to a bridge has an interface of its own each time. What the node knows of the
+former one counts as reachable for up to 45 s and is asked for again some seconds later
+(``base_reachable_time_ms``, NUD_DELAY and NUD_PROBE in net/core/neighbour.c): so long every packet
+would go nowhere, unless the pod itself sends one first. So the node is told.
+
+Neighbours on the bridge have the address of a pod that has left on their link and ask for it there
+(ARP, neighbour discovery). This node answers in its place: a proxy entry (``ip neighbour add
+proxy``), and an announcement, since they have learnt the address of an interface that has gone; and
+another one when the pod is back. Without a bridge (``ptp``) no interface has such a subnet, and
+nobody is told.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from godwit_agent.hostops import checksum
 
 _NTF_PROXY = 0x08  # linux/neighbour.h
+_NUD_REACHABLE = 0x02
 _BROADCAST = b"\xff" * 6
 _ETHERTYPE_ARP = 0x0806
 _ARP_REQUEST = 1
@@ -37,6 +44,28 @@ def through(interface: Any) -> int:
     return int(master if master else interface["index"])
 
 
+def learn(netlink: IPRoute, ip: str, index: int, pod_mac: str) -> None:
+    """This node finds ``ip`` at ``pod_mac``, behind the interface ``index``. Never raises, as
+    ``stand_in``."""
+    with contextlib.suppress(NetlinkError, OSError):
+        netlink.neigh(
+            "replace",
+            dst=ip,
+            lladdr=pod_mac,
+            ifindex=index,
+            state=_NUD_REACHABLE,
+            family=_family(ip),
+        )
+
+
+def introduce(netlink: IPRoute, ip: str, pod_mac: str) -> None:
+    """Whoever has ``ip`` on the link finds it at ``pod_mac``. Never raises, as ``stand_in``."""
+    with contextlib.suppress(NetlinkError, OSError):
+        found = _home(netlink, ip)
+        if found is not None:
+            _announce(found[1], pod_mac, ip)
+
+
 def stand_in(netlink: IPRoute, ip: str) -> None:
     """Answer for ``ip`` on the link that it belongs to. Never raises: this is called where
     nothing may hold up the process that moves."""
@@ -44,12 +73,11 @@ def stand_in(netlink: IPRoute, ip: str) -> None:
         found = _home(netlink, ip)
         if found is not None:
             index, name, address = found
-            family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-            netlink.neigh("replace", dst=ip, ifindex=index, flags=_NTF_PROXY, family=family)
+            netlink.neigh("replace", dst=ip, ifindex=index, flags=_NTF_PROXY, family=_family(ip))
             if ":" in ip:
                 # entries for IPv6 count only with this (net/ipv6/ndisc.c, ndisc_recv_ns)
                 Path(f"/proc/sys/net/ipv6/conf/{name}/proxy_ndp").write_text("1")
-            _announce(name, bytes.fromhex(address.replace(":", "")), ip)
+            _announce(name, address, ip)
 
 
 def stand_back(netlink: IPRoute, ip: str) -> None:
@@ -57,15 +85,17 @@ def stand_back(netlink: IPRoute, ip: str) -> None:
     with contextlib.suppress(NetlinkError, OSError):
         found = _home(netlink, ip)
         if found is not None:
-            family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-            netlink.neigh("del", dst=ip, ifindex=found[0], flags=_NTF_PROXY, family=family)
+            netlink.neigh("del", dst=ip, ifindex=found[0], flags=_NTF_PROXY, family=_family(ip))
+
+
+def _family(ip: str) -> int:
+    return socket.AF_INET6 if ":" in ip else socket.AF_INET
 
 
 def _home(netlink: IPRoute, ip: str) -> tuple[int, str, str] | None:
     """(index, name, link address) of the interface whose subnet has ``ip``."""
     wanted = ipaddress.ip_address(ip)
-    family = socket.AF_INET if wanted.version == 4 else socket.AF_INET6
-    for item in netlink.get_addr(family=family):
+    for item in netlink.get_addr(family=_family(ip)):
         own = ipaddress.ip_interface(f"{item.get_attr('IFA_ADDRESS')}/{item['prefixlen']}")
         if item["prefixlen"] < wanted.max_prefixlen and wanted in own.network:
             (link,) = netlink.get_links(item["index"])
@@ -73,9 +103,10 @@ def _home(netlink: IPRoute, ip: str) -> tuple[int, str, str] | None:
     return None
 
 
-def _announce(interface: str, address: bytes, ip: str) -> None:
+def _announce(interface: str, mac: str, ip: str) -> None:
     """A gratuitous request (RFC 5227, 2.3), or an advertisement that nobody has asked for
     (RFC 4861, 7.2.6): whoever knows the address updates it."""
+    address = bytes.fromhex(mac.replace(":", ""))
     packed = ipaddress.ip_address(ip).packed
     if len(packed) == 16:
         _send(interface, _advertisement(address, packed))

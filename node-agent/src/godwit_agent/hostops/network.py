@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from godwit_agent.hostops import udpframes
 from godwit_agent.hostops.layout import Layout
@@ -23,21 +24,27 @@ HANDSHAKE_TABLE = "godwit_handshake"
 # these a router would hear nothing for the time of the freeze, and ask again only a second later.
 _NEIGHBOURS = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"
 
+# Where two interfaces have one address, only one may answer for it: arp_ignore
+# (Documentation/networking/ip-sysctl.rst) of 8 answers for none. Neighbour discovery is in the
+# tables.
+_SILENT, _ANSWERING = "8", "0"
 
-def _closed(table: str, priority: int) -> str:
+
+def _closed(table: str, priority: int, *pass_too: str) -> str:
     chains = "".join(
         f"add chain inet {table} {hook} {{ type filter hook {hook} priority {priority}; "
         f"policy drop; }}\n"
         f"add rule inet {table} {hook} meta mark {CRIU_MARK:#x} accept\n"
         f'add rule inet {table} {hook} {side} "lo" accept\n'
-        f"add rule inet {table} {hook} {_NEIGHBOURS} accept\n"
+        + "".join(f"add rule inet {table} {hook} {what} accept\n" for what in pass_too)
         for hook, side in (("input", "iifname"), ("output", "oifname"))
     )
     return f"add table inet {table}\n{chains}"
 
 
 _CLOSE_DOOR = _closed(DOOR_TABLE, -300)
-_DROP_ALL = _closed(FREEZE_TABLE, -310)
+_DROP_ALL = _closed(FREEZE_TABLE, -310, _NEIGHBOURS)
+_DROP_ALL_IN_SILENCE = _closed(FREEZE_TABLE, -310)
 _HOLD_HANDSHAKES = (
     f"add table inet {HANDSHAKE_TABLE}\n"
     f"add chain inet {HANDSHAKE_TABLE} input "
@@ -58,6 +65,7 @@ class HostPodNetwork:
     def __init__(
         self,
         thread: NetnsThread,
+        interface: str,
         host_interface: str,
         pod_mac: str,
         host_mac: str,
@@ -65,6 +73,7 @@ class HostPodNetwork:
         host_netns: str | None,
     ) -> None:
         self._thread = thread
+        self._answers = Path(f"/proc/sys/net/ipv4/conf/{interface}/arp_ignore")
         self._nft = Nft(thread)
         host = NetnsThread(host_netns)
         self._capture = host.call(lambda: Capture(host_interface))
@@ -93,10 +102,20 @@ class HostPodNetwork:
     def open_door(self) -> int:
         before = time.time_ns()
         self._nft.run(_remove(DOOR_TABLE))
+        self._arp(_ANSWERING)
         return before
 
     def close_door(self) -> None:
+        self._arp(_SILENT)
         self._nft.run(_remove(DOOR_TABLE) + _CLOSE_DOOR)
+
+    def fall_silent(self) -> None:
+        self._arp(_SILENT)
+        self._nft.run(_remove(FREEZE_TABLE) + _DROP_ALL_IN_SILENCE)
+
+    def _arp(self, value: str) -> None:
+        # /proc/sys/net shows the network namespace of the thread that opens it
+        self._thread.call(lambda: self._answers.write_text(value))
 
     def held(
         self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
@@ -142,11 +161,14 @@ class HostNetworks:
             netns = "/run/" + netns.removeprefix("/var/run/")
         return NetnsThread(netns if netns.startswith("/proc/") else str(self._layout.local(netns)))
 
-    def open(self, netns: str, host_interface: str, pod_mac: str, host_mac: str) -> HostPodNetwork:
+    def open(
+        self, netns: str, interface: str, host_interface: str, pod_mac: str, host_mac: str
+    ) -> HostPodNetwork:
         thread = self._enter(netns)
         try:
             return HostPodNetwork(
                 thread,
+                interface,
                 host_interface,
                 pod_mac,
                 host_mac,

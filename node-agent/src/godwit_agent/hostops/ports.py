@@ -443,9 +443,14 @@ class PodNetwork(Protocol):
         """Removes ``hold_syns`` and ``drop``; time in ns before which nothing was delivered."""
 
     def open_door(self) -> int:
-        """Removes the hook's door; time in ns before which nothing was delivered."""
+        """Removes the hook's door, and whoever asks for the pod's link address is answered; time
+        in ns before which nothing was delivered."""
 
     def close_door(self) -> None: ...
+
+    def fall_silent(self) -> None:
+        """After ``drop``, for good: the address is another's now, and nobody is told that it is
+        here. ``OSError`` or ``Retryable``."""
 
     def held(
         self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
@@ -462,8 +467,10 @@ class PodNetwork(Protocol):
 
 
 class Networks(Protocol):
-    def open(self, netns: str, host_interface: str, pod_mac: str, host_mac: str) -> PodNetwork:
-        """``Retryable(Internal)``."""
+    def open(
+        self, netns: str, interface: str, host_interface: str, pod_mac: str, host_mac: str
+    ) -> PodNetwork:
+        """``interface``: the pod's end of the link. ``Retryable(Internal)``."""
 
     def reset(self, netns: str) -> None:
         """After a restart: removes our tables of ``hold_syns`` and ``drop`` (not the door)."""
@@ -487,7 +494,7 @@ class Datagrams(Protocol):
 class Routes(Protocol):
     """Host routes of moved addresses, marked as ours by the kernel's route protocol number."""
 
-    def local(self, ip: str, host_interface: str) -> None: ...
+    def local(self, ip: str, host_interface: str, pod_mac: str) -> None: ...
     def via(self, ip: str, node_address: str) -> None: ...
     def remove(self, ip: str) -> None: ...
     def list(self) -> tuple[HostRoute, ...]: ...

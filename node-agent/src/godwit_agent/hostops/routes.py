@@ -14,6 +14,7 @@ from godwit_agent.hostops import neighbours
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostRoute
 from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.smallfiles import make_directory, read_json, write_json
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
 
@@ -29,6 +30,8 @@ class HostRoutes:
     """
 
     def __init__(self, layout: Layout) -> None:
+        self._behind = layout.local(layout.run_dir) / "routes"
+        make_directory(self._behind)
         self._lock = threading.Lock()
         self._host = NetnsThread(layout.host_netns)
         self._netlink = self._host.call(IPRoute)
@@ -45,19 +48,23 @@ class HostRoutes:
             return socket.AF_INET, f"{ip}/32"
         return socket.AF_INET6, f"{ip}/128"
 
-    def local(self, ip: str, host_interface: str) -> None:
-        """The pod with ``ip`` is behind ``host_interface``."""
+    def local(self, ip: str, host_interface: str, pod_mac: str) -> None:
+        """The pod with ``ip`` is behind ``host_interface`` and has the link address ``pod_mac``."""
         with self._lock:
-            self._host.call(lambda: self._local(ip, host_interface))
+            self._host.call(lambda: self._local(ip, host_interface, pod_mac))
 
-    def _local(self, ip: str, host_interface: str) -> None:
+    def _local(self, ip: str, host_interface: str, pod_mac: str) -> None:
         family, target = self._family(ip)
         found = self._netlink.get_links(ifname=host_interface)
         if not found:
             raise Retryable(Reason.INTERNAL, f"no interface {host_interface} on this node")
         index = neighbours.through(found[0])
+        if index != found[0]["index"]:
+            write_json(self._behind / ip, {"interface": host_interface})
+        neighbours.learn(self._netlink, ip, index, pod_mac)
         self._replace(family, target, oif=index, scope=253 if family == 2 else 0)
         neighbours.stand_back(self._netlink, ip)
+        neighbours.introduce(self._netlink, ip, pod_mac)
 
     def via(self, ip: str, node_address: str) -> None:
         """The pod with ``ip`` is on the node with ``node_address``."""
@@ -67,6 +74,7 @@ class HostRoutes:
     def _via(self, ip: str, node_address: str) -> None:
         family, target = self._family(ip)
         self._replace(family, target, gateway=node_address)
+        (self._behind / ip).unlink(missing_ok=True)
         neighbours.stand_in(self._netlink, ip)
 
     def _replace(self, family: int, target: str, **to: object) -> None:
@@ -109,12 +117,16 @@ class HostRoutes:
             self._host.call(lambda: self._delete(ip))
 
     def _delete(self, ip: str) -> None:
+        (self._behind / ip).unlink(missing_ok=True)
         family, target = self._family(ip)
-        self._netlink.route("del", dst=target, family=family, proto=PROTOCOL)
+        # 255 (RT_SCOPE_NOWHERE): of whatever scope; IPv6 has none
+        scope = {"scope": 255} if family == socket.AF_INET else {}
+        self._netlink.route("del", dst=target, family=family, proto=PROTOCOL, **scope)
         neighbours.stand_back(self._netlink, ip)
 
     def list(self) -> tuple[HostRoute, ...]:
-        """All our routes."""
+        """All our routes. A route over a bridge does not end with the pod's interface, as others
+        do: it is listed with neither interface nor node then."""
         with self._lock:
             return self._host.call(self._list)
 
@@ -125,9 +137,20 @@ class HostRoutes:
                 if route["proto"] != PROTOCOL or not route.get_attr("RTA_DST"):
                     continue
                 gateway = route.get_attr("RTA_GATEWAY")
-                name = None
-                if gateway is None:
-                    links = self._netlink.get_links(route.get_attr("RTA_OIF"))
-                    name = links[0].get_attr("IFLA_IFNAME") if links else None
-                found.append(HostRoute(ip=route.get_attr("RTA_DST"), interface=name, via=gateway))
+                ip = route.get_attr("RTA_DST")
+                name = None if gateway else self._interface(ip, route.get_attr("RTA_OIF"))
+                found.append(HostRoute(ip=ip, interface=name, via=gateway))
         return tuple(found)
+
+    def _interface(self, ip: str, index: int) -> str | None:
+        """The host's end of the pod's interface, while it is there."""
+        behind = read_json(self._behind / ip)
+        with contextlib.suppress(NetlinkError):
+            links = (
+                self._netlink.get_links(ifname=behind["interface"])
+                if behind
+                else self._netlink.get_links(index)
+            )
+            for link in links:
+                return str(link.get_attr("IFLA_IFNAME"))
+        return None
