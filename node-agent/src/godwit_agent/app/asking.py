@@ -62,8 +62,7 @@ class Asking:
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
-            migration = self._session.migration
-            keys = {"uid": migration.uid, "epoch": migration.epoch}
+            keys = self._session.migration.keys
             log.warning("the source's decision cannot be followed yet", **keys, error=error)
             self._warned = True
 
@@ -91,8 +90,7 @@ class Telling:
                     return
                 except Exception as error:
                     if not warned:
-                        keys = {"uid": migration.uid, "epoch": migration.epoch}
-                        log.warning("the source does not hear yet", **keys, error=error)
+                        log.warning("the source does not hear yet", **migration.keys, error=error)
                     warned = True
                 self._stopping.wait(_EVERY_S)
         finally:

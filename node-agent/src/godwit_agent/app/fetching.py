@@ -49,7 +49,6 @@ class Fetching:
         arrived: Callable[[], None],
         lost: Callable[[GodwitError], None],
     ) -> None:
-        self._keys = {"uid": migration.uid, "epoch": migration.epoch}
         self._migration = migration
         self._missing = missing
         self._arrived = arrived
@@ -158,7 +157,7 @@ class Fetching:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            log.warning("pages do not come yet", **self._keys, error=error)
+            log.warning("pages do not come yet", **self._migration.keys, error=error)
 
 
 def _broken() -> GodwitError:

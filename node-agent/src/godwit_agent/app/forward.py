@@ -37,7 +37,9 @@ def run_until_told(session: SourceSession, peer: Peer, stopping: threading.Event
             session.trouble = error if isinstance(error, GodwitError) else None
             if not warned:
                 log.error(
-                    "committed, but the target does not run yet", **_keys(session), error=error
+                    "committed, but the target does not run yet",
+                    **session.migration.keys,
+                    error=error,
                 )
                 warned = True
         stopping.wait(delay)
@@ -75,7 +77,7 @@ def _forward_late(session: SourceSession) -> None:
                 outlet.packet(packet.at_ns, packet.data)
             outlet.flush()
         except (GodwitError, OSError) as error:
-            log.warning("late packets were lost", **_keys(session), error=error)
+            log.warning("late packets were lost", **session.migration.keys, error=error)
             return
         time.sleep(_LATE_STEP_S)
 
@@ -85,11 +87,7 @@ def _attempt(session: SourceSession, name: str, step: Callable[[], None]) -> Non
     try:
         step()
     except (GodwitError, OSError) as error:
-        log.error("step after the commit failed", **_keys(session), step=name, error=error)
-
-
-def _keys(session: SourceSession) -> dict[str, object]:
-    return {"uid": session.migration.uid, "epoch": session.migration.epoch}
+        log.error("step after the commit failed", **session.migration.keys, step=name, error=error)
 
 
 def outcome_of(

@@ -18,6 +18,11 @@ class Migration:
     namespace: str
     name: str
 
+    @property
+    def keys(self) -> dict[str, object]:
+        """For each line of the log that is about it."""
+        return {"uid": self.uid, "epoch": self.epoch}
+
     def to_json(self) -> dict[str, Any]:
         return {"uid": self.uid, "epoch": self.epoch, "ns": self.namespace, "name": self.name}
 

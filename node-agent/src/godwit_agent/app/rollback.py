@@ -33,10 +33,9 @@ def _attempt(migration: Migration, name: str, step: Callable[[], None]) -> bool:
     try:
         step()
     except (GodwitError, OSError) as error:
-        keys = {"uid": migration.uid, "epoch": migration.epoch, "step": name}
-        log.error("rollback step failed", **keys, error=error)
+        log.error("rollback step failed", **migration.keys, step=name, error=error)
         return False
     except Exception:
-        log.exception("rollback step failed", uid=migration.uid, step=name)
+        log.exception("rollback step failed", **migration.keys, step=name)
         return False
     return True

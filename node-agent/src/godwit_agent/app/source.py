@@ -101,7 +101,7 @@ class Source:
             session.journal.append(Step.COPYING)
             yield from self._copier.run(session, policy, deadline=deadline, active=active)
             session.journal.append(Step.COPIED)
-            log.info("copied", **_keys(session), bandwidth=session.bandwidth)
+            log.info("copied", **session.migration.keys, bandwidth=session.bandwidth)
 
     def guard(self, migration: Migration, pod: Pod) -> None:
         """From now on nobody but us ends these processes."""
@@ -114,7 +114,7 @@ class Source:
             self._guards.guard(session)
             if not session.journal.has(Step.GUARDED):
                 session.journal.append(Step.GUARDED)
-                log.info("guarded", **_keys(session), pod=pod.name)
+                log.info("guarded", **session.migration.keys, pod=pod.name)
 
     def switch(
         self,
@@ -195,7 +195,7 @@ class Source:
             session.journal.append(Step.FINISHED)
             self._sessions.end_all(migration.uid)
             self._sessions.drop(session)
-            log.info("source finished", **_keys(session))
+            log.info("source finished", **session.migration.keys)
 
     def abort(self, migration: Migration, pod: Pod, *, lift_guard: bool) -> None:
         """Gives this attempt up, before the commit only."""
@@ -222,7 +222,7 @@ class Source:
             elif session.journal.last is not Step.PARKED:
                 session.journal.append(Step.PARKED)
             self._sessions.drop(session)
-            log.info("source aborted", **_keys(session), guard_lifted=lift_guard)
+            log.info("source aborted", **session.migration.keys, guard_lifted=lift_guard)
 
     def decision(self, migration: Migration, node: str) -> Decision:
         """For a target that holds a stopped copy and has heard nothing."""
@@ -254,7 +254,7 @@ class Source:
         with session.busy("Arrived"):
             if not journal.has(Step.ARRIVED):
                 journal.append(Step.ARRIVED)
-                log.info("every page has arrived", **_keys(session))
+                log.info("every page has arrived", **session.migration.keys)
             if journal.has(Step.RUNNING):
                 forward.end(session)
 
@@ -353,7 +353,3 @@ def _require_same(session: SourceSession, now: PodState) -> None:
     before = {container.id for container in session.processes.state.containers}
     if before != {container.id for container in now.containers}:
         raise Aborted(Reason.SOURCE_EXITED, "a container of the pod was restarted meanwhile")
-
-
-def _keys(session: SourceSession) -> dict[str, object]:
-    return {"uid": session.migration.uid, "epoch": session.migration.epoch}

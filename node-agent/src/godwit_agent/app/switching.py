@@ -38,7 +38,7 @@ class Switcher:
         self._session = session
         self._target = target
         self._peer = peer
-        self._keys = {"uid": session.migration.uid, "epoch": session.migration.epoch}
+        self._keys = session.migration.keys
 
     def switch(self, timeout_s: float) -> Outcome | None:
         """How it ended; None when it has committed and the target has not answered yet.

@@ -17,16 +17,16 @@ import msgspec
 from godwit_agent import log
 from godwit_agent.app import fitness
 from godwit_agent.app.arriving import Arriving, StoreSink
-from godwit_agent.app.asking import Asking, Telling, require_not_committed
+from godwit_agent.app.asking import Asking, require_not_committed
+from godwit_agent.app.completing import Completing, incomplete
 from godwit_agent.app.epochs import known, refuse_stale
-from godwit_agent.app.fetching import Fetching
 from godwit_agent.app.journal import Journal, JournalStore, Key, Role, Step
 from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory, Ran, Restored
 from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import NodeFacts, Obstacle, Outgoing, Place, Plan, Volume
-from godwit_agent.hostops.ports import Host, Serving
+from godwit_agent.hostops.ports import Host
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -47,6 +47,7 @@ class Target:
         self._sessions: dict[tuple[str, int], TargetSession] = {}
         self._lock = threading.Lock()
         self.stopping = threading.Event()
+        self._completing = Completing(peers, self.stopping)
 
     def check(
         self,
@@ -107,7 +108,7 @@ class Target:
             session = TargetSession(migration, source, containers, journal, arriving)
             self._sessions[migration.uid, migration.epoch] = session
             arriving.make_places()
-        log.info("target prepared", **_keys(session), source=source.name)
+        log.info("target prepared", **session.migration.keys, source=source.name)
 
     def admit(self, uid: str, epoch: int, containers: tuple[str, ...], node: str) -> StoreSink:
         """The stream's question: may ``node`` fill the store of this migration?"""
@@ -129,7 +130,7 @@ class Target:
             if record is None:
                 session.journal.append(Step.EXPECTED, {"pod": successor.to_json()})
             session.pod.expect(successor.uid, plan)
-            log.info("successor expected", **_keys(session), pod=successor.name)
+            log.info("successor expected", **session.migration.keys, pod=successor.name)
 
     def await_gate(self, migration: Migration, deadline: float, active: Callable[[], bool]) -> str:
         """The successor's native address once its restores wait at their gates."""
@@ -155,7 +156,7 @@ class Target:
             if not session.journal.has(Step.ARMED):
                 session.journal.append(Step.ARMED)
             session.pod.arm()
-            log.info("armed", **_keys(session))
+            log.info("armed", **session.migration.keys)
 
     def restore(
         self,
@@ -180,7 +181,7 @@ class Target:
                 left = max(deadline - time.monotonic(), 0.01)
                 self._start_asking(session, left + _SILENCE_S)
                 session.pod.complete(watch, may_miss=post_copy)
-                self._start_fetching(session)
+                self._completing.start(session)
                 session.stopped = session.pod.restore(left, watch, outgoing)
             missing = session.pod.missing()
             if missing:
@@ -209,14 +210,14 @@ class Target:
         """
         session = self._session(migration.uid, migration.epoch, current=True)
         with session.busy("RunFenced"):
-            if _incomplete(session):
-                self._without_source(session)
+            if incomplete(session):
+                self._completing.without_source(session)
             if lost := session.journal.find(Step.LOST):
                 raise Rejected(Reason.NODE_LOST, str(lost.data["message"]))
             if not session.journal.find(*_RUNS):
                 self._require_copy(session)
                 session.journal.append(Step.FENCED)
-                log.warning("the source is fenced: its copy runs", **_keys(session))
+                log.warning("the source is fenced: its copy runs", **session.migration.keys)
         return self._run(session)
 
     def abort_restore(self, migration: Migration, node: str) -> None:
@@ -262,21 +263,21 @@ class Target:
         """A copy may be here, or not: the source decides, or what has been decided goes on."""
         if session.journal.has(Step.LOST):
             session.pod.kill()
-            self._tell_arrived(session)
-        elif _incomplete(session) and not session.pod.here:
+            self._completing.tell(session)
+        elif incomplete(session) and not session.pod.here:
             message = "the node it ran on was restarted, and what had come went with it"
-            self._lose(session, Rejected(Reason.NODE_LOST, message))
+            self._completing.lose(session, Rejected(Reason.NODE_LOST, message))
         elif session.journal.find(*_RUNS):
-            self._start_fetching(session)
+            self._completing.start(session)
             try:
                 self._run(session, again=True)
             finally:
                 if session.fetching:  # also when the copy has ended meanwhile
                     session.fetching.run()
                 if session.journal.has(Step.ARRIVED):
-                    self._tell_arrived(session)
+                    self._completing.tell(session)
         elif session.journal.last is Step.ARMED:
-            self._start_fetching(session)
+            self._completing.start(session)
             self._start_asking(session, 0.0)
         elif not session.journal.terminal:
             # what was in the store is of no use without the process that knew what is missing
@@ -323,7 +324,7 @@ class Target:
                         "incomplete": pod.missing() is not None,
                     }
                     session.journal.append(Step.RESUMED, data)
-                log.info("running", **_keys(session), **watch.parts_us)
+                log.info("running", **session.migration.keys, **watch.parts_us)
             if session.fetching:
                 session.fetching.run()
             return Ran(resumed_ns, watch.parts_us)
@@ -337,7 +338,7 @@ class Target:
             with watch.part("replay"):
                 session.pod.inject([*packets, *session.pod.held()])
         except (OSError, Retryable) as error:
-            log.warning("held packets were not replayed", **_keys(session), error=error)
+            log.warning("held packets were not replayed", **session.migration.keys, error=error)
 
     def _refuse(self, session: TargetSession, why: Reason = Reason.WRONG_STEP) -> None:
         with session.busy("AbortRestore", time.monotonic() + 20):
@@ -345,12 +346,12 @@ class Target:
                 raise Rejected(Reason.WRONG_STEP, "the copy runs; the source has committed")
             if session.journal.terminal:
                 return  # a late word: there is nothing any more
-            self._stop_fetching(session)
+            self._completing.stop(session)
             session.pod.refuse()
             session.stopped = 0
             if not session.journal.has(Step.REFUSED):
                 session.journal.append(Step.REFUSED, {"reason": why})
-                log.info("copy refused", **_keys(session), reason=why)
+                log.info("copy refused", **session.migration.keys, reason=why)
 
     def _end(self, migration: Migration, step: Step) -> None:
         journal = self._journals.get(Key(migration.uid, migration.epoch, Role.TARGET))
@@ -365,10 +366,10 @@ class Target:
                 require_not_committed(session, self._peers)
             if step is Step.FINISHED and not runs:
                 raise Rejected(Reason.WRONG_STEP, "the copy does not run")
-            if _incomplete(session):
+            if incomplete(session):
                 message = "pages are still on the source"
                 raise Retryable(Reason.IN_PROGRESS, message, delay_seconds=2.0)
-            self._stop_fetching(session)
+            self._completing.stop(session)
             if not runs:
                 session.pod.refuse()
             session.pod.disarm()
@@ -378,7 +379,7 @@ class Target:
                 self._host.stores.destroy(migration.uid)
         with self._lock:
             self._sessions.pop((migration.uid, migration.epoch), None)
-        log.info("target over", **_keys(session), step=step)
+        log.info("target over", **session.migration.keys, step=step)
 
     def missing(self, key: Key) -> tuple[int, GodwitError | None]:
         """(bytes of a running copy that are still on its source, why they never come)."""
@@ -388,65 +389,8 @@ class Target:
             return 0, Rejected(Reason(lost.data["reason"]), str(lost.data["message"]))
         with self._lock:
             session = self._sessions.get((key.uid, key.epoch))
-        missing = session.pod.missing() if session and _incomplete(session) else None
+        missing = session.pod.missing() if session and incomplete(session) else None
         return (missing.bytes if missing else 0), None
-
-    def _start_fetching(self, session: TargetSession) -> None:
-        """From now on, if anything is missing."""
-        missing = session.pod.missing()
-        if missing is None or session.fetching or session.journal.find(Step.ARRIVED, Step.LOST):
-            return
-        session.fetching = Fetching(
-            session.migration,
-            session.source,
-            missing,
-            self._peers,
-            arrived=lambda: self._all_here(session),
-            lost=lambda error: self._lose(session, error),
-        )
-        session.fetching.start()
-
-    def _without_source(self, session: TargetSession) -> None:
-        """No page comes any more: all of them are here, or the copy is lost."""
-        self._stop_fetching(session)
-        if not _incomplete(session):
-            return  # the last one has come meanwhile
-        missing = session.pod.missing()
-        if missing and not missing.bytes and missing.serving() is not Serving.BROKEN:
-            self._all_here(session)
-        else:
-            self._lose(session, Rejected(Reason.NODE_LOST, "the source's node is gone"))
-
-    @staticmethod
-    def _stop_fetching(session: TargetSession) -> None:
-        fetching, session.fetching = session.fetching, None
-        if fetching:
-            fetching.stop()
-
-    def _all_here(self, session: TargetSession) -> None:
-        session.journal.append(Step.ARRIVED)
-        log.info("every page has arrived", **_keys(session))
-        missing = session.pod.missing()
-        if missing:
-            missing.let_go()
-        self._tell_arrived(session)
-
-    def _tell_arrived(self, session: TargetSession) -> None:
-        """In the background, until the source has heard it: it ends what stands frozen there."""
-        telling = Telling(session, self._peers, self.stopping)
-        telling.start()
-
-    def _lose(self, session: TargetSession, error: GodwitError) -> None:
-        """It must not run on: what it has not got would be waited for, or read as zero."""
-        session.pod.kill()
-        if not session.journal.has(Step.LOST):
-            why = "the pod's process is lost with memory that was still on its source"
-            by_node = error.reason is Reason.NODE_LOST
-            reason = Reason.NODE_LOST if by_node else Reason.PAGES_LOST
-            message = f"{why}: {error.message}"
-            session.journal.append(Step.LOST, {"reason": reason, "message": message})
-            log.error("the running copy was killed", **_keys(session), error=error)
-        self._tell_arrived(session)
 
     def _start_asking(self, session: TargetSession, silence_s: float) -> None:
         asking = Asking(
@@ -490,15 +434,3 @@ def _why_over(journal: Journal) -> GodwitError:
         message = "the target's agent was restarted, and what it had received so far is lost"
         return Aborted(Reason.AGENT_RESTARTED, message)
     return Rejected(Reason.WRONG_STEP, f"this attempt is over ({journal.last})")
-
-
-def _incomplete(session: TargetSession) -> bool:
-    """Whether a copy runs that depends on its source. By the journal: a node that was restarted
-    has lost the copy, and all that it knew of what is missing."""
-    resumed = session.journal.find(Step.RESUMED)
-    depends = resumed is not None and bool(resumed.data.get("incomplete"))
-    return depends and not session.journal.find(Step.ARRIVED, Step.LOST)
-
-
-def _keys(session: TargetSession) -> dict[str, object]:
-    return {"uid": session.migration.uid, "epoch": session.migration.epoch}
