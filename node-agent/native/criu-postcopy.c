@@ -2,7 +2,7 @@
  * Post-copy: CRIU's page daemon serves pages that are not all there yet.
  *
  * GODWIT_PAGES, for the daemon: its image directory. For a process N of which pages are missing,
- * the agent (hostops/marks.py) has made there
+ * the agent (hostops/pages/marks.py) has made there
  *
  *   missing-N   one byte for each page of the address space: 1 while the page is missing
  *   wanted      a FIFO: this daemon writes (N, address), 8 bytes each, of a page that is faulted on

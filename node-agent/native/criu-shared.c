@@ -2,7 +2,7 @@
  * Shared memory (memfd, MAP_SHARED|MAP_ANONYMOUS, SysV) that the agent copies itself.
  *
  * GODWIT_SHARED, for a dump: a file of lines "DEVICE INODE", the objects whose content the agent
- * sends (hostops/sharedmemory.py). CRIU asks for the parts that hold data (lseek(2), SEEK_DATA:
+ * sends (hostops/pages/sharedmemory.py). CRIU asks for the parts that hold data (lseek(2), SEEK_DATA:
  * criu/shmem.c, next_data_segment) and hears that there are none. Of a SysV segment the inode is
  * the identifier (ipc/shm.c, newseg).
  *

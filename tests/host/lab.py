@@ -25,7 +25,7 @@ from pathlib import Path
 
 from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.install.node import CGROUPS
 from godwit_api.errors import GodwitError
 from godwit_testbed.build import builder_root

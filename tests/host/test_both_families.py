@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.links import find_link
 from godwit_agent.hostops.model import HostPath, Packet
-from godwit_agent.hostops.network import HostNetworks
-from godwit_agent.hostops.routes import HostRoutes
+from godwit_agent.hostops.net.links import find_link
+from godwit_agent.hostops.net.network import HostNetworks
+from godwit_agent.hostops.net.routes import HostRoutes
 from host.test_hook_network import Scene, plugins, pytestmark, run, scene, udp  # noqa: F401
 
 IPV4, IPV6 = "10.77.5.9", "fd77:5::9"

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import pytest
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
-from godwit_agent.hostops.connections import HeldConnections, HostConnections
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net.connections import HeldConnections, HostConnections
+from godwit_agent.hostops.net.netns import NetnsThread
 
 pytestmark = [
     pytest.mark.host,

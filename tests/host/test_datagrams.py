@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import pytest
 
 from godwit_agent.hostops import procs
-from godwit_agent.hostops.datagrams import HostDatagrams
 from godwit_agent.hostops.model import Container, HostPath, PodState, Sandbox
-from godwit_agent.hostops.netns import NetnsThread
-from godwit_agent.hostops.network import HostPodNetwork
+from godwit_agent.hostops.net.datagrams import HostDatagrams
+from godwit_agent.hostops.net.netns import NetnsThread
+from godwit_agent.hostops.net.network import HostPodNetwork
 
 pytestmark = [
     pytest.mark.host,

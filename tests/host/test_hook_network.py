@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_testbed import build
 from host.lab import hook
 

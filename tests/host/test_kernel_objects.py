@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import PodState, Tracking
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net.netns import NetnsThread
+from godwit_agent.hostops.pages.memory import HostSourceMemory
 from godwit_agent.hostops.store import HostTargetStore
 from godwit_api.errors import Retryable
 from host.lab import BASE, ROOT, Console, Lab, Node, Pod

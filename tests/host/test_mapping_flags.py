@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import vmaflags
+from godwit_agent.hostops.criu import vmaflags
 
 pytestmark = [
     pytest.mark.host,

@@ -19,13 +19,13 @@ import pytest
 from godwit_agent.hostops import procs
 from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.copies import HostCopies
-from godwit_agent.hostops.dump import HostDumps, HostGatedDump
+from godwit_agent.hostops.criu.dump import HostDumps, HostGatedDump
+from godwit_agent.hostops.criu.restore import HostRestores
 from godwit_agent.hostops.hooks import HookFiles
-from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import PodState, Tracking
-from godwit_agent.hostops.network import HostNetworks, HostPodNetwork
+from godwit_agent.hostops.net.network import HostNetworks, HostPodNetwork
+from godwit_agent.hostops.pages.memory import HostSourceMemory
 from godwit_agent.hostops.pods import HostPods
-from godwit_agent.hostops.restore import HostRestores
 from godwit_agent.hostops.store import HostStores, HostTargetStore
 from godwit_api.errors import Aborted
 from host.lab import BASE, Counter, Lab, Node, Pod

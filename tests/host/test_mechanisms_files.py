@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from godwit_agent.hostops.filerecords import Kind, Record, decode
-from godwit_agent.hostops.filesource import HostSourceFiles
-from godwit_agent.hostops.filetarget import TargetFiles
+from godwit_agent.hostops.files.filesource import HostSourceFiles
+from godwit_agent.hostops.files.filetarget import TargetFiles
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, HostPath, Mount, PodState, Sandbox
 from godwit_api.errors import GodwitError

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import filerecords, pagescan, procs
-from godwit_agent.hostops.memory import HostSourceMemory
+from godwit_agent.hostops import filerecords, procs
 from godwit_agent.hostops.model import Container, HostPath, PodState, Sandbox, Tracking
-from godwit_agent.hostops.pagescan import Scanner, populated
-from godwit_agent.hostops.pagestore import PageStore
-from godwit_agent.hostops.tracking import probe
+from godwit_agent.hostops.pages import pagescan
+from godwit_agent.hostops.pages.memory import HostSourceMemory
+from godwit_agent.hostops.pages.pagescan import Scanner, populated
+from godwit_agent.hostops.pages.pagestore import PageStore
+from godwit_agent.hostops.pages.tracking import probe
 from godwit_agent.memory.pageset import PAGE
 
 pytestmark = [

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from godwit_agent.hostops.filerecords import Kind, Record, decode
-from godwit_agent.hostops.filesource import HostSourceFiles, size_of
-from godwit_agent.hostops.filetarget import TargetFiles
-from godwit_agent.hostops.filetrees import volume_tree
+from godwit_agent.hostops.files.filesource import HostSourceFiles, size_of
+from godwit_agent.hostops.files.filetarget import TargetFiles
+from godwit_agent.hostops.files.filetrees import volume_tree
+from godwit_agent.hostops.files.volumes import HostVolumes
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath, Place, Volume
-from godwit_agent.hostops.volumes import HostVolumes
 from godwit_api.errors import GodwitError, Rejected
 from host.test_mechanisms_files import Side, picture
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import filerecords, procs, sharedobjects
+from godwit_agent.hostops import filerecords, procs
 from godwit_agent.hostops.filerecords import Kind
-from godwit_agent.hostops.memory import HostSourceMemory, deliver
 from godwit_agent.hostops.model import Tracking
-from godwit_agent.hostops.pagescan import Scanner
-from godwit_agent.hostops.sharedmemory import SHARED, SharedMemory
-from godwit_agent.hostops.sharedstore import SharedStore
-from godwit_agent.hostops.tracking import probe
+from godwit_agent.hostops.pages import sharedobjects
+from godwit_agent.hostops.pages.memory import HostSourceMemory, deliver
+from godwit_agent.hostops.pages.pagescan import Scanner
+from godwit_agent.hostops.pages.sharedmemory import SHARED, SharedMemory
+from godwit_agent.hostops.pages.sharedstore import SharedStore
+from godwit_agent.hostops.pages.tracking import probe
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted
 from host.lab import BASE, ROOT, Lab

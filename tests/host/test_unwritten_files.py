@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops.netfiles import Unwritten
+from godwit_agent.hostops.files.netfiles import Unwritten
 
 pytestmark = [
     pytest.mark.host,

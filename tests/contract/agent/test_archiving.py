@@ -17,7 +17,7 @@ from godwit_agent.app.checkpointing import Checkpointer, Plan
 from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.archive import contents
 from godwit_agent.archive.contents import Entry
-from godwit_agent.hostops.archives import Directory
+from godwit_agent.hostops.checkpoints.archives import Directory
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container
 from godwit_api.errors import Aborted, GodwitError, Rejected

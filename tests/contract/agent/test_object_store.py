@@ -12,10 +12,10 @@ import pytest
 
 from fakes.authority import Authority
 from godwit_agent.archive import contents
-from godwit_agent.hostops.archives import Archives, Directory
+from godwit_agent.hostops.checkpoints.archives import Archives, Directory
+from godwit_agent.hostops.checkpoints.objectstore import ObjectStore, Upload
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.netns import NetnsThread
-from godwit_agent.hostops.objectstore import ObjectStore, Upload
+from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_api.errors import GodwitError, Rejected, Retryable
 from godwit_api.objectstores import Store
 from godwit_api.reasons import Reason

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from godwit_agent.hostops.containerlog import LogCopier, directory_of
 from godwit_agent.hostops.filerecords import LOG, Record
-from godwit_agent.hostops.filetarget import TargetFiles
+from godwit_agent.hostops.files.containerlog import LogCopier, directory_of
+from godwit_agent.hostops.files.filetarget import TargetFiles
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, HostPath, PodState, Sandbox
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fakes.host import pod_state
+from godwit_agent.hostops.criu.restore import given_up
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath
 from godwit_agent.hostops.pods import HostPods
-from godwit_agent.hostops.restore import given_up
 
 
 def pods(tasks: Path) -> HostPods:

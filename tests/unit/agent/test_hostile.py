@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from godwit_agent.hostops import filerecords
 from godwit_agent.hostops.filerecords import Kind, Record
-from godwit_agent.hostops.filetarget import TreeWriter
+from godwit_agent.hostops.files.filetarget import TreeWriter
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath
 from godwit_agent.hostops.store import HostTargetStore

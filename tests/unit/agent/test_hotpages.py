@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import hotpages
+from godwit_agent.hostops.pages import hotpages
 from godwit_agent.memory import pagemap
 from godwit_agent.memory.pagemap import PE_LAZY, PE_PRESENT, Entry
 from godwit_agent.memory.pageset import PAGE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from godwit_agent.hostops import netfiles
+from godwit_agent.hostops.files import netfiles
 
 MOUNTINFO = """\
 22 1 253:0 / / rw - ext4 /dev/vda rw

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from godwit_agent.hostops.marks import ContainerMarks, Marks
+from godwit_agent.hostops.pages.marks import ContainerMarks, Marks
 from godwit_agent.memory.pageset import PAGE, PageSet
 
 _FIRST = 0x7F0000000000 // PAGE  # where mappings are

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from godwit_agent.hostops import filerecords, pagedigest, sharedmemory
+from godwit_agent.hostops import filerecords, pagedigest
 from godwit_agent.hostops.filerecords import Kind, Record
 from godwit_agent.hostops.pagedigest import Table
-from godwit_agent.hostops.sharedmemory import SHARED, About
-from godwit_agent.hostops.sharedstore import SharedStore
+from godwit_agent.hostops.pages import sharedmemory
+from godwit_agent.hostops.pages.sharedmemory import SHARED, About
+from godwit_agent.hostops.pages.sharedstore import SharedStore
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted, GodwitError, Rejected
 

@@ -16,10 +16,10 @@ from fakes.host import pod_state
 from godwit_agent.archive import contents
 from godwit_agent.archive.contents import Content, Entry
 from godwit_agent.hostops import filerecords
+from godwit_agent.hostops.checkpoints.spool import Spool
 from godwit_agent.hostops.filerecords import Kind, Record
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, HostPath
-from godwit_agent.hostops.spool import Spool
 
 PAGE = 4096
 KEY = bytes(32)

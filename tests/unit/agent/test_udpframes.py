@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from godwit_agent.hostops import checksum, udpframes
 from godwit_agent.hostops.model import Packet
-from godwit_agent.hostops.udpframes import Datagram
+from godwit_agent.hostops.net import checksum, udpframes
+from godwit_agent.hostops.net.udpframes import Datagram
 
 FOUR = ipaddress.ip_address("10.1.2.3"), ipaddress.ip_address("10.9.8.7")
 SIX = ipaddress.ip_address("fd00::3"), ipaddress.ip_address("fd00::7")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops.pagestore import PageStore
+from godwit_agent.hostops.pages.pagestore import PageStore
 from godwit_agent.memory import pagemap
 from godwit_agent.memory.pagemap import PE_LAZY, PE_PRESENT, Entry
 from godwit_agent.memory.pageset import PAGE

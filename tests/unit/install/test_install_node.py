@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import cgroups, routes, survive
+from godwit_agent.hostops import cgroups
+from godwit_agent.hostops.criu import survive
+from godwit_agent.hostops.net import routes
 from godwit_agent.install import node
 from godwit_agent.install.node import InUse, Settings
 from unit.install.fake_node import RESTART, FakeNode, payload

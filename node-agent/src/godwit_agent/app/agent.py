@@ -17,12 +17,12 @@ from godwit_agent.app.restoring import Restorer
 from godwit_agent.app.source import Source
 from godwit_agent.app.target import Target
 from godwit_agent.config import Config
-from godwit_agent.hostops.archives import Archives, Directory
+from godwit_agent.hostops.checkpoints.archives import Archives, Directory
+from godwit_agent.hostops.checkpoints.objectstore import ObjectStore
+from godwit_agent.hostops.checkpoints.spool import Spool
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath, NodeFacts
-from godwit_agent.hostops.objectstore import ObjectStore
 from godwit_agent.hostops.ports import Host
-from godwit_agent.hostops.spool import Spool
 from godwit_agent.memory.freezes import Freezes
 from godwit_api.errors import GodwitError
 from godwit_api.objectstores import Store

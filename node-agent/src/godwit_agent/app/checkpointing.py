@@ -31,9 +31,9 @@ from godwit_agent.app.switch import HANDSHAKE_HOLD_S, Watchdog, aborted
 from godwit_agent.archive import contents
 from godwit_agent.archive.contents import Entry
 from godwit_agent.archive.sealed import FORMAT
-from godwit_agent.hostops.archives import Archives, Draft, exists_already
+from godwit_agent.hostops.checkpoints.archives import Archives, Draft, exists_already
+from godwit_agent.hostops.checkpoints.spool import Spool
 from godwit_agent.hostops.ports import Host
-from godwit_agent.hostops.spool import Spool
 from godwit_api.errors import Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
 

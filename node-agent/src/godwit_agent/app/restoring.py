@@ -17,7 +17,7 @@ from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import Ran
 from godwit_agent.app.target import Target
 from godwit_agent.archive import contents
-from godwit_agent.hostops.archives import Archives
+from godwit_agent.hostops.checkpoints.archives import Archives
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import ONLY_RESTORED, NodeFacts, Plan, Tracking
 from godwit_agent.hostops.ports import Host

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 
-from godwit_agent.hostops import tracking
 from godwit_agent.hostops.cgroups import HostCgroups
-from godwit_agent.hostops.filesource import HostSourceFiles
-from godwit_agent.hostops.frozen import HostFrozenMemory
+from godwit_agent.hostops.files.filesource import HostSourceFiles
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.memory import HostSourceMemory
 from godwit_agent.hostops.model import PodState, Tracking
-from godwit_agent.hostops.pagescan import Scanner
+from godwit_agent.hostops.pages import tracking
+from godwit_agent.hostops.pages.frozen import HostFrozenMemory
+from godwit_agent.hostops.pages.memory import HostSourceMemory
+from godwit_agent.hostops.pages.pagescan import Scanner
 
 
 @functools.cache

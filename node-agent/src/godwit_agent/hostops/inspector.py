@@ -9,17 +9,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
-from godwit_agent.hostops import (
-    netfiles,
-    procs,
-    sharedobjects,
-    sockets,
-    surroundings,
-    watches,
-)
-from godwit_agent.hostops.filesource import size_of
+from godwit_agent.hostops import procs, surroundings
+from godwit_agent.hostops.files import netfiles, watches
+from godwit_agent.hostops.files.filesource import size_of
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, ContainerFacts, Inspection, Obstacle, PodState
+from godwit_agent.hostops.net import sockets
+from godwit_agent.hostops.pages import sharedobjects
 from godwit_api.errors import GodwitError
 from godwit_api.reasons import Reason
 

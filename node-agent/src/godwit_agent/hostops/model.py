@@ -292,7 +292,7 @@ class Mark:
 class Outgoing:
     """A connection of the pod whose destination its node translates: (packed address, port).
 
-    ``status`` and ``tcp``: of the connection table, see ``hostops.conntrack``.
+    ``status`` and ``tcp``: of the connection table, see ``hostops.net.conntrack``.
     """
 
     protocol: int

@@ -17,8 +17,8 @@ from typing import Any
 
 from godwit_agent.hostops import procs
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.links import find_link
 from godwit_agent.hostops.model import Container, HostPath, Link, Mount, PodState, Sandbox
+from godwit_agent.hostops.net.links import find_link
 from godwit_api.errors import GodwitError, Rejected
 from godwit_api.reasons import Reason
 

@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from godwit_agent.hostops.addresses import HostAddresses
 from godwit_agent.hostops.copies import best_tracking
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import NodeFacts, Obstacle
+from godwit_agent.hostops.net.addresses import HostAddresses
 from godwit_agent.hostops.store import available_bytes
 from godwit_api.reasons import Reason
 

@@ -6,25 +6,25 @@ import json
 from dataclasses import replace
 
 from godwit_agent.config import Config
-from godwit_agent.hostops.addresses import HostAddresses
 from godwit_agent.hostops.cgroups import HostCgroups
-from godwit_agent.hostops.connections import HostConnections
 from godwit_agent.hostops.copies import HostCopies
-from godwit_agent.hostops.datagrams import HostDatagrams
-from godwit_agent.hostops.dump import HostDumps
+from godwit_agent.hostops.criu.dump import HostDumps
+from godwit_agent.hostops.criu.restore import HostRestores
+from godwit_agent.hostops.files.volumes import HostVolumes
 from godwit_agent.hostops.hooks import HookFiles
 from godwit_agent.hostops.inspector import HostInspector
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath
-from godwit_agent.hostops.network import HostNetworks
+from godwit_agent.hostops.net.addresses import HostAddresses
+from godwit_agent.hostops.net.connections import HostConnections
+from godwit_agent.hostops.net.datagrams import HostDatagrams
+from godwit_agent.hostops.net.network import HostNetworks
+from godwit_agent.hostops.net.routes import HostRoutes
 from godwit_agent.hostops.pods import HostPods
 from godwit_agent.hostops.ports import Host
 from godwit_agent.hostops.probe import HostProbe
-from godwit_agent.hostops.restore import HostRestores
-from godwit_agent.hostops.routes import HostRoutes
 from godwit_agent.hostops.store import HostStores
 from godwit_agent.hostops.throttle import HostThrottles
-from godwit_agent.hostops.volumes import HostVolumes
 
 
 def real_host(config: Config) -> Host:

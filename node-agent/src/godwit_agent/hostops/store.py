@@ -10,18 +10,19 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from godwit_agent.hostops import charging, filerecords, hotpages
+from godwit_agent.hostops import filerecords
+from godwit_agent.hostops.criu.gate import Gate
+from godwit_agent.hostops.criu.pagedaemon import PageDaemon
 from godwit_agent.hostops.filerecords import Kind
-from godwit_agent.hostops.filetarget import TargetFiles
-from godwit_agent.hostops.gate import Gate
+from godwit_agent.hostops.files.filetarget import TargetFiles
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.memory import BOOTSTRAP_TREE
-from godwit_agent.hostops.missing import HostMissing
 from godwit_agent.hostops.model import HostPath, Place, PodState, Slot, StoreTotals
-from godwit_agent.hostops.pagedaemon import PageDaemon
-from godwit_agent.hostops.pagestore import PageStore
-from godwit_agent.hostops.sharedmemory import SHARED
-from godwit_agent.hostops.sharedstore import SharedStore
+from godwit_agent.hostops.pages import charging, hotpages
+from godwit_agent.hostops.pages.memory import BOOTSTRAP_TREE
+from godwit_agent.hostops.pages.missing import HostMissing
+from godwit_agent.hostops.pages.pagestore import PageStore
+from godwit_agent.hostops.pages.sharedmemory import SHARED
+from godwit_agent.hostops.pages.sharedstore import SharedStore
 from godwit_agent.memory import pagemap, tree
 from godwit_agent.memory.protobuf import ImageError
 from godwit_api.errors import Aborted, Rejected, Retryable

@@ -13,7 +13,7 @@ from godwit_agent.app.agent import Agent
 from godwit_agent.app.checkpointing import Plan
 from godwit_agent.app.model import Pod
 from godwit_agent.archive.sealed import KEY_BYTES
-from godwit_agent.hostops.archives import Archives
+from godwit_agent.hostops.checkpoints.archives import Archives
 from godwit_agent.server import auth, decode
 from godwit_agent.server.edge import LongCalls, answer, deadline
 from godwit_api.errors import Rejected

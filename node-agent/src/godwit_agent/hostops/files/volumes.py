@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from godwit_agent.hostops import procs
-from godwit_agent.hostops.beneath import open_directory, remove
+from godwit_agent.hostops.files.beneath import open_directory, remove
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath, Obstacle, Place, Volume
 from godwit_api.errors import Aborted, Rejected, Retryable

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from godwit_agent.hostops import filerecords, pagedigest, sharedobjects
+from godwit_agent.hostops import filerecords, pagedigest
 from godwit_agent.hostops.filerecords import Kind, Record
 from godwit_agent.hostops.pagedigest import Table
+from godwit_agent.hostops.pages import sharedobjects
+from godwit_agent.hostops.pages.sharedobjects import Found
 from godwit_agent.hostops.ports import CopySink
-from godwit_agent.hostops.sharedobjects import Found
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted
 from godwit_api.reasons import Reason

@@ -24,7 +24,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from godwit_agent.hostops import checksum
+from godwit_agent.hostops.net import checksum
 
 _NTF_PROXY = 0x08  # linux/neighbour.h
 _NUD_REACHABLE = 0x02

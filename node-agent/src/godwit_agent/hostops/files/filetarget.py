@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from godwit_agent.hostops import filerecords
-from godwit_agent.hostops.beneath import open_directory, remove
-from godwit_agent.hostops.containerlog import LogCopier
 from godwit_agent.hostops.filerecords import CHUNK, LOG, OPAQUE, UPPER, Kind, Record
-from godwit_agent.hostops.filesource import TreeCopier
-from godwit_agent.hostops.filetrees import target_trees, volume_tree
+from godwit_agent.hostops.files.beneath import open_directory, remove
+from godwit_agent.hostops.files.containerlog import LogCopier
+from godwit_agent.hostops.files.filesource import TreeCopier
+from godwit_agent.hostops.files.filetrees import target_trees, volume_tree
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Place, PodState
 from godwit_api.errors import Aborted, Rejected

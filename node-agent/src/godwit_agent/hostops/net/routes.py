@@ -10,10 +10,10 @@ import threading
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from godwit_agent.hostops import neighbours
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostRoute
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net import neighbours
+from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.smallfiles import make_directory, read_json, write_json
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason

@@ -17,7 +17,7 @@ from godwit_agent.hostops import filerecords
 from godwit_agent.hostops.filerecords import Kind
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container
-from godwit_agent.hostops.pagestore import PageStore
+from godwit_agent.hostops.pages.pagestore import PageStore
 from godwit_agent.hostops.ports import Buffer
 
 _PIECE = 1 << 20

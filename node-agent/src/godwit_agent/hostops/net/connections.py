@@ -24,7 +24,9 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from godwit_agent.hostops.conntrack import (
+from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import Outgoing
+from godwit_agent.hostops.net.conntrack import (
     KEPT_STATUS,
     Entry,
     deletion,
@@ -34,10 +36,8 @@ from godwit_agent.hostops.conntrack import (
     re_creation,
     read,
 )
-from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import Outgoing
-from godwit_agent.hostops.netns import NetnsThread
-from godwit_agent.hostops.nft import Nft
+from godwit_agent.hostops.net.netns import NetnsThread
+from godwit_agent.hostops.net.nft import Nft
 from godwit_api.errors import GodwitError, Retryable
 from godwit_api.reasons import Reason
 

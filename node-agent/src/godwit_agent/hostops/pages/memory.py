@@ -18,13 +18,14 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from godwit_agent.hostops import filerecords, procs, tracking
+from godwit_agent.hostops import filerecords, procs
 from godwit_agent.hostops.filerecords import Kind, Record
 from godwit_agent.hostops.model import Container, PodState, RoundStats, Tracking
-from godwit_agent.hostops.pagescan import Scanner
+from godwit_agent.hostops.pages import tracking
+from godwit_agent.hostops.pages.pagescan import Scanner
+from godwit_agent.hostops.pages.sharedmemory import SharedMemory
+from godwit_agent.hostops.pages.tracking import HashTracker, Tracker
 from godwit_agent.hostops.ports import CopySink
-from godwit_agent.hostops.sharedmemory import SharedMemory
-from godwit_agent.hostops.tracking import HashTracker, Tracker
 from godwit_agent.memory import tree, withholding
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted, Retryable

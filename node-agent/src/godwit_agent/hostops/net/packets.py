@@ -16,8 +16,8 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from godwit_agent.hostops import udpframes
 from godwit_agent.hostops.model import Packet
+from godwit_agent.hostops.net import udpframes
 
 _SOL_PACKET = 263
 _PACKET_VNET_HDR = 15

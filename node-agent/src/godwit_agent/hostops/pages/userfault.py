@@ -15,7 +15,7 @@ import threading
 from concurrent.futures import Future
 
 from godwit_agent.hostops import descriptors
-from godwit_agent.hostops.ptrace import InjectionError, Tracee
+from godwit_agent.hostops.pages.ptrace import InjectionError, Tracee
 
 _SYS_CLOSE, _SYS_USERFAULTFD = 3, 323  # x86_64, asm/unistd_64.h
 _USER_MODE_ONLY = 1

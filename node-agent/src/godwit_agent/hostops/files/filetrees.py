@@ -7,8 +7,8 @@ All else either comes with the image or is mounted by the kubelet again
 
 from __future__ import annotations
 
-from godwit_agent.hostops import containerlog
 from godwit_agent.hostops.filerecords import LOG, UPPER
+from godwit_agent.hostops.files import containerlog
 from godwit_agent.hostops.model import Container, PodState
 
 _EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from godwit_agent.hostops import udpframes
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Packet
-from godwit_agent.hostops.netns import NetnsThread
-from godwit_agent.hostops.nft import CRIU_MARK, Nft
-from godwit_agent.hostops.packets import Capture, Injector, is_handshake, send_inside
+from godwit_agent.hostops.net import udpframes
+from godwit_agent.hostops.net.netns import NetnsThread
+from godwit_agent.hostops.net.nft import CRIU_MARK, Nft
+from godwit_agent.hostops.net.packets import Capture, Injector, is_handshake, send_inside
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
 

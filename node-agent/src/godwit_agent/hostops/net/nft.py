@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
 

@@ -14,11 +14,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from godwit_agent.hostops import pagedigest, pagescan, procs, userfault
+from godwit_agent.hostops import pagedigest, procs
 from godwit_agent.hostops.model import Tracking
 from godwit_agent.hostops.pagedigest import Table
-from godwit_agent.hostops.pagescan import Scanner
-from godwit_agent.hostops.ptrace import InjectionError, supported
+from godwit_agent.hostops.pages import pagescan, userfault
+from godwit_agent.hostops.pages.pagescan import Scanner
+from godwit_agent.hostops.pages.ptrace import InjectionError, supported
 from godwit_agent.memory.pageset import PAGE
 
 Ranges = list[tuple[int, int]]

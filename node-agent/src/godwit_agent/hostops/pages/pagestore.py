@@ -16,7 +16,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from godwit_agent.hostops.marks import ContainerMarks
+from godwit_agent.hostops.pages.marks import ContainerMarks
 from godwit_agent.memory import mappings, pagemap
 from godwit_agent.memory.pagemap import Entry
 from godwit_agent.memory.pageset import PAGE, PageSet

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 
 from godwit_agent.hostops import descriptors, procs
+from godwit_agent.hostops.criu.pagedaemon import PageDaemon
 from godwit_agent.hostops.model import Extent, Piece
-from godwit_agent.hostops.pagedaemon import PageDaemon
-from godwit_agent.hostops.pagestore import PageStore
+from godwit_agent.hostops.pages.pagestore import PageStore
 from godwit_agent.hostops.ports import Serving
 from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason

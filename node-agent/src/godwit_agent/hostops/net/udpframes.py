@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from godwit_agent.hostops import checksum
 from godwit_agent.hostops.model import Packet
+from godwit_agent.hostops.net import checksum
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Key = tuple[bytes, int, bytes, int, bytes]

@@ -8,7 +8,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from godwit_agent.hostops.model import Link
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
 

@@ -6,8 +6,8 @@ import os
 import threading
 
 from godwit_agent.hostops import procs
-from godwit_agent.hostops.memory import deliver
 from godwit_agent.hostops.model import Extent, Piece, PodState
+from godwit_agent.hostops.pages.memory import deliver
 from godwit_agent.hostops.ports import Cgroups
 from godwit_api.errors import Rejected, Retryable
 from godwit_api.reasons import Reason

@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 
 from godwit_agent import log
-from godwit_agent.hostops import charging
 from godwit_agent.hostops.filerecords import Record
-from godwit_agent.hostops.pagestore import PageStore
-from godwit_agent.hostops.sharedmemory import SHARED, About
+from godwit_agent.hostops.pages import charging
+from godwit_agent.hostops.pages.pagestore import PageStore
+from godwit_agent.hostops.pages.sharedmemory import SHARED, About
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted, Rejected
 from godwit_api.reasons import Reason

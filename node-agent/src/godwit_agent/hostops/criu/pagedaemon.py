@@ -13,7 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from godwit_agent.hostops import procs, survive
+from godwit_agent.hostops import procs
+from godwit_agent.hostops.criu import survive
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostPath
 from godwit_api.errors import Aborted

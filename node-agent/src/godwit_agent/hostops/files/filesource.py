@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from godwit_agent.hostops import containerlog, pagedigest, procs
-from godwit_agent.hostops.beneath import open_directory
-from godwit_agent.hostops.containerlog import LogCopier
+from godwit_agent.hostops import pagedigest, procs
 from godwit_agent.hostops.filerecords import (
     CHUNK,
     OPAQUE,
@@ -26,10 +24,13 @@ from godwit_agent.hostops.filerecords import (
     encode,
     pack_attributes,
 )
-from godwit_agent.hostops.filetrees import source_trees
+from godwit_agent.hostops.files import containerlog
+from godwit_agent.hostops.files.beneath import open_directory
+from godwit_agent.hostops.files.containerlog import LogCopier
+from godwit_agent.hostops.files.filetrees import source_trees
+from godwit_agent.hostops.files.netfiles import Unwritten
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import PodState, RoundStats
-from godwit_agent.hostops.netfiles import Unwritten
 from godwit_agent.hostops.ports import CopySink
 from godwit_api.errors import Aborted, Retryable
 from godwit_api.reasons import Reason

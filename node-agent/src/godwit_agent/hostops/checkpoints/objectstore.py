@@ -24,7 +24,7 @@ from minio.error import MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from godwit_agent import log
-from godwit_agent.hostops.archives import archive_path, exists_already
+from godwit_agent.hostops.checkpoints.archives import archive_path, exists_already
 from godwit_api.errors import GodwitError, Rejected, Retryable
 from godwit_api.objectstores import Store
 from godwit_api.reasons import Reason

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 
 from godwit_agent.hostops import procs
-from godwit_agent.hostops.gate import Gate
+from godwit_agent.hostops.criu.gate import Gate
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Restored, Slot
 from godwit_agent.hostops.ports import Hooks

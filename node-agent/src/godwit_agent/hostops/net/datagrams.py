@@ -14,9 +14,10 @@ import struct
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 
-from godwit_agent.hostops import descriptors, procs, udpframes
+from godwit_agent.hostops import descriptors, procs
 from godwit_agent.hostops.model import Packet, PodState
-from godwit_agent.hostops.udpframes import Address, Datagram
+from godwit_agent.hostops.net import udpframes
+from godwit_agent.hostops.net.udpframes import Address, Datagram
 
 _MAX_BYTES = 64 << 20
 _MAX_PAYLOAD = 1 << 16

@@ -21,14 +21,17 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from godwit_agent.hostops import procs, repair, survive, vmaflags, watches
+from godwit_agent.hostops import procs
 from godwit_agent.hostops.cgroups import guard_paths
-from godwit_agent.hostops.gate import Gate
+from godwit_agent.hostops.criu import survive, vmaflags
+from godwit_agent.hostops.criu.gate import Gate
+from godwit_agent.hostops.criu.shadow import write_shadow
+from godwit_agent.hostops.files import watches
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, HostPath
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net import repair
+from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.ports import Hooks
-from godwit_agent.hostops.shadow import write_shadow
 from godwit_agent.memory import timers
 from godwit_api.errors import Aborted, Retryable, Unsafe
 from godwit_api.reasons import Reason

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from godwit_agent.hostops import descriptors
-from godwit_agent.hostops.netns import NetnsThread
+from godwit_agent.hostops.net.netns import NetnsThread
 
 _SO_PROTOCOL, _SO_DOMAIN = 38, 39  # asm-generic/socket.h
 _SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h

@@ -1,0 +1,1 @@
+"""Checkpoints: where their bytes lie until they are packed, and where archives are kept."""

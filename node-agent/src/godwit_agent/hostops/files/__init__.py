@@ -1,0 +1,1 @@
+"""Files of the pod: writable layers and volumes, copied in passes."""

@@ -1,0 +1,1 @@
+"""The pod's network in the freeze and after it: packets, routes, addresses, connections."""
