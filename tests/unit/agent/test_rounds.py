@@ -160,6 +160,19 @@ def test_the_freeze_of_a_post_copy_sends_what_costs_nothing_or_what_its_budget_a
     assert decision == Decision(Verdict.SWITCH, expected)
 
 
+def test_a_post_copy_does_not_send_twice_what_is_written_in_every_round() -> None:
+    everything = Round(990 * MB, 990 * MB, 9.9, 10.0, BANDWIDTH)
+    done = [first(1000 * MB), everything]
+    assert rounds.decide(done).verdict is Verdict.AGAIN
+    assert rounds.decide(done, post_copy=True).verdict is Verdict.SWITCH
+    # a budget has patience, and shared memory cannot be left for later
+    assert rounds.decide(done, budget_ms=200, post_copy=True).verdict is Verdict.AGAIN
+    bound = replace(everything, bound_bytes=900 * MB)
+    assert rounds.decide([done[0], bound], post_copy=True).verdict is Verdict.AGAIN
+    half = replace(everything, dirty_bytes=500 * MB)
+    assert rounds.decide([done[0], half], post_copy=True).verdict is Verdict.AGAIN
+
+
 def test_a_post_copy_does_not_help_where_the_freeze_itself_takes_too_long() -> None:
     # comparing shared memory takes longer by now than the budget has room for
     calm = Round(60 * MB, 60 * MB, 0.6, 0.6, BANDWIDTH, fixed_ms=20)

@@ -128,7 +128,8 @@ def decide(
     shared memory has added to it after that: no round can help, and no slower pod.
     ``steps_left``: how often the pod may still be slowed down before a budget is refused;
     ``done`` then begins anew with the last round before the step. ``post_copy``: instead of a
-    refusal, what the freeze cannot send comes after it; what else it costs must fit.
+    refusal, what the freeze cannot send comes after it; what else it costs must fit. Where no
+    budget asks for patience, nor does it wait for a load that writes everything in each round.
     """
     last = done[-1] if done else None
     least = base_ms + min((one.fixed_ms for one in done if not one.first), default=0)
@@ -143,7 +144,8 @@ def decide(
         bound = last.bound_left_bytes
         sent = min(last.left_bytes, bound + allowance(last.bandwidth, budget_ms, base_ms, bound))
         predicted = predicted_freeze_ms(sent, last.bandwidth, base_ms)
-        if verdict is Verdict.REFUSE and predicted <= budget_ms:
+        refused = verdict is Verdict.REFUSE and predicted <= budget_ms
+        if refused or (verdict is Verdict.AGAIN and not budget_ms and _all_again(done)):
             verdict = Verdict.SWITCH
     return Decision(verdict, predicted)
 
@@ -159,6 +161,14 @@ def _verdict(done: Sequence[Round], predicted: int, budget_ms: int) -> Verdict:
     small = done[-1].left_bytes <= SMALL_BYTES
     over = len(done) >= MAX_ROUNDS or _without_fall(done) > 0
     return Verdict.SWITCH if small or over else Verdict.AGAIN
+
+
+def _all_again(done: Sequence[Round]) -> bool:
+    """Whether the last round has found written what the first one had sent: another one would
+    find it again, and what it sends need not wait for the freeze."""
+    first, last = done[0], done[-1]
+    few_bound = last.bound_left_bytes <= SMALL_BYTES
+    return not last.first and few_bound and last.dirty_bytes >= first.dirty_bytes * _FALLS
 
 
 def _without_fall(done: Sequence[Round]) -> int:
