@@ -370,7 +370,7 @@ class _Dump(_Part):
     def wait_dumped(self, timeout_s: float) -> None:
         self.node.do("dumped")
 
-    def images(self) -> Iterator[tuple[str, bytes]]:
+    def images(self, *, moving: bool) -> Iterator[tuple[str, bytes]]:
         self.node.do("images")
         yield "core-1.img", b"core"
 

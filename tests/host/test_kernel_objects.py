@@ -144,7 +144,7 @@ def move(
     print(f"dump {1000 * (time.monotonic() - begin):.0f} ms")
     helper.join()
     assert not errors
-    for name, content in dump.images():
+    for name, content in dump.images(moving=True):
         store.image("main", name, 0, len(content), memoryview(content))
     print(store.complete(may_miss=allowance is not None))
     with fetching(store):

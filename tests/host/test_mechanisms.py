@@ -224,7 +224,7 @@ def test_redis_moves_with_its_connection(scene: Lab) -> None:
     marks("pages")
     if keep := os.environ.get("GODWIT_TEST_LOGS"):
         shutil.copytree(dump._path / "work", keep, dirs_exist_ok=True)
-    for name, content in dump.images():
+    for name, content in dump.images(moving=True):
         store.image("main", name, 0, len(content), memoryview(content))
     marks("images")
     totals = store.complete()

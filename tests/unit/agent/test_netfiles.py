@@ -8,6 +8,7 @@ from godwit_agent.hostops.files import netfiles
 
 MOUNTINFO = """\
 22 1 253:0 / / rw - ext4 /dev/vda rw
+21 22 0:49 / /plain rw - fuse /dev/fuse rw
 90 22 0:50 / /data rw,relatime - nfs4 192.0.2.1:/export rw,vers=4.2
 91 22 0:51 / /ssh rw - fuse.sshfs host:/ rw
 92 22 0:52 /sub /data/sub rw shared:3 - tmpfs tmpfs rw
@@ -20,7 +21,7 @@ def info(mount: int, more: str = "") -> str:
 
 
 def test_which_mounts_lie_on_the_network() -> None:
-    assert netfiles.mounts(MOUNTINFO) == {90: "nfs4", 91: "fuse.sshfs"}
+    assert netfiles.mounts(MOUNTINFO) == {21: "fuse", 90: "nfs4", 91: "fuse.sshfs"}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,8 @@ def test_which_mounts_lie_on_the_network() -> None:
         ("/data/sub/file", info(92, LOCK), None),
         ("/data/.nfs0000000000000005", info(90), "removed file"),
         ("/.nfs0000000000000005", info(22), None),
+        ("/ssh/file (deleted)", info(91), "removed file"),
+        ("/file (deleted)", info(22), None),
         ("socket:[5]", "", None),
     ],
 )

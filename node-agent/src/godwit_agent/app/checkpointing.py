@@ -211,7 +211,7 @@ class Checkpointer:
             if failure:
                 raise failure
             with watch.part("images"):
-                source.send_images(spool)
+                source.send_images(spool, moving=False)
             watchdog.decide(lambda: None)
         return begin
 

@@ -239,9 +239,9 @@ class Leaving:
         """What the pod has opened to translated addresses; after ``renew_connections``."""
         return self._connections.outgoing() if self._connections else ()
 
-    def send_images(self, outlet: Outlet) -> None:
+    def send_images(self, outlet: Outlet, *, moving: bool) -> None:
         for container, dump in self._dumps.items():
-            for name, content in dump.images():
+            for name, content in dump.images(moving=moving):
                 outlet.image(container, name, content)
 
     def packets(self) -> tuple[Packet, ...]:

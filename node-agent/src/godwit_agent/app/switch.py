@@ -124,7 +124,7 @@ class Freeze:
                 raise failure
 
         with part("images"):
-            source.send_images(self.outlet)
+            source.send_images(self.outlet, moving=True)
         with part("acknowledge"):
             self.outlet.sync(watchdog.left())
         with part("restore"):

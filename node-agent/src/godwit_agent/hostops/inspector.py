@@ -7,7 +7,7 @@ mount.c. What is only a matter of the pod's specification the operator checks.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from godwit_agent.hostops import procs, surroundings
 from godwit_agent.hostops.files import netfiles, watches
@@ -112,12 +112,10 @@ def _files(pid: int) -> Iterator[Found]:
     queues = procs.message_queues(pid)
     network = netfiles.mounts(procs.read(pid, "mountinfo"))
     for number, target in procs.descriptors(pid):
-        if network:
-            info = procs.read(pid, f"fdinfo/{number}")
-            for fault in netfiles.faults(target, info, network):
-                yield Reason.FILE_CANNOT_FOLLOW, fault
         about = procs.stat(pid, number)
-        if about and about.st_dev in queues:
+        if network and (told := list(_on_network(pid, number, target, network))):
+            yield from ((Reason.FILE_CANNOT_FOLLOW, fault) for fault in told)
+        elif about and about.st_dev in queues:
             yield Reason.FILE_CANNOT_FOLLOW, f"has the POSIX message queue {target} open"
         elif about and about.st_nlink and target.endswith(" (deleted)"):
             message = f"holds {target} open, which is there under another name (a hard link)"
@@ -145,6 +143,14 @@ def _files(pid: int) -> Iterator[Found]:
                 yield Reason.DEVICE, f"has the device {target} open"
         elif _ATOMIC_VOLUME in target:
             yield Reason.FILE_CANNOT_FOLLOW, f"holds {target} open, which the kubelet replaces"
+
+
+def _on_network(pid: int, number: int, target: str, network: Mapping[int, str]) -> Iterator[str]:
+    info = procs.read(pid, f"fdinfo/{number}")
+    told = list(netfiles.faults(target, info, network))
+    yield from told
+    if not told and netfiles.is_fuse(network.get(netfiles.mount_of(info) or 0, "")):
+        yield from netfiles.locked_at_server(pid, number, target)
 
 
 def _watches(init_pid: int, pids: tuple[int, ...]) -> Iterator[Found]:

@@ -205,8 +205,9 @@ class GatedDump(Protocol):
     def wait_dumped(self, timeout_s: float) -> None:
         """All images are written, all tasks are held. ``Aborted(DumpFailed)``: CRIU's error."""
 
-    def images(self) -> Iterator[tuple[str, bytes]]:
-        """(name, content), pages of what is not lazy included."""
+    def images(self, *, moving: bool) -> Iterator[tuple[str, bytes]]:
+        """(name, content), pages of what is not lazy included. ``moving``: not for later; what
+        other pods write to network volumes meanwhile does not matter to the restore."""
 
     def reject(self, timeout_s: float = 60.0) -> None:
         """CRIU lets go of the processes, which stay frozen; sockets leave repair mode.

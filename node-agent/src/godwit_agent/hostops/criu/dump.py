@@ -18,7 +18,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from godwit_agent.hostops import procs
@@ -26,13 +26,13 @@ from godwit_agent.hostops.cgroups import guard_paths
 from godwit_agent.hostops.criu import survive, vmaflags
 from godwit_agent.hostops.criu.gate import Gate
 from godwit_agent.hostops.criu.shadow import write_shadow
-from godwit_agent.hostops.files import watches
+from godwit_agent.hostops.files import netfiles, watches
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, HostPath
 from godwit_agent.hostops.net import repair
 from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.ports import Hooks
-from godwit_agent.memory import timers
+from godwit_agent.memory import sizes, timers
 from godwit_api.errors import Aborted, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -142,11 +142,18 @@ class HostGatedDump:
             self._process.wait(_KILL_TIMEOUT_S)
             raise self._failure("CRIU cannot dump")
 
-    def images(self) -> Iterator[tuple[str, bytes]]:
+    def images(self, *, moving: bool) -> Iterator[tuple[str, bytes]]:
         for path in sorted((self._path / "images").iterdir()):
             if path.is_file() and not path.is_symlink():
                 content = path.read_bytes()
-                yield path.name, timers.mend(content) if path.name == timers.FILES else content
+                if path.name == timers.FILES:
+                    content = timers.mend(content)
+                    if moving:
+                        content = sizes.leave_out(content, self._network_mounts())
+                yield path.name, content
+
+    def _network_mounts(self) -> Collection[int]:
+        return netfiles.mounts(procs.read(self._container.init_pid, "mountinfo"))
 
     def reject(self, timeout_s: float = LET_GO_TIMEOUT_S) -> None:
         if not self._opened:
