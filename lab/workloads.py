@@ -54,6 +54,22 @@ def pod(
     }
 
 
+def replicated(pod: Manifest) -> Manifest:
+    """A StatefulSet that makes this pod."""
+    labels = pod["metadata"]["labels"]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": pod["metadata"],
+        "spec": {
+            "serviceName": pod["metadata"]["name"],
+            "replicas": 1,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod["spec"]},
+        },
+    }
+
+
 def dirtier(
     name: str, namespace: str, image: str, megabytes: int, *, node: str, shared: bool = False
 ) -> Manifest:
