@@ -86,11 +86,22 @@ def volume(scene: Scene) -> Iterator[str]:
     scene.cluster.kubectl("delete", "csidriver", network_volume.DRIVER)
 
 
-def _start(scene: Scene, name: str, node: str, *command: str, port: int | None = None) -> None:
+def _start(
+    scene: Scene,
+    name: str,
+    node: str,
+    *command: str,
+    port: int | None = None,
+    directory: str | None = None,
+) -> None:
+    """A StatefulSet ``name`` of one pod; ``directory``: all that it sees of the volume."""
     image = scene.cluster.workload_image("servers")
     manifest = workloads.pod(
         name, scene.namespace, image, node=node, port=port, command=list(command), volumes=_CLAIM
     )
+    if directory is not None:
+        (mount,) = manifest["spec"]["containers"][0]["volumeMounts"]
+        mount["subPath"] = directory
     scene.cluster.apply(workloads.replicated(manifest))
     scene.cluster.wait_ready(f"{name}-0", scene.namespace)
 
@@ -153,8 +164,8 @@ def test_every_line_is_there_once(scene: Scene, volume: str) -> None:
 
 def test_reader_of_what_another_node_writes(scene: Scene, volume: str) -> None:
     """The file grows while its reader stands still: it opens it again as it is then."""
-    _start(scene, "writer", scene.nodes[1], "python3", "-c", _WRITER)
-    _start(scene, "reader", scene.nodes[0], "python3", "-c", _READER)
+    _start(scene, "writer", scene.nodes[1], "python3", "-c", _WRITER, directory="logs")
+    _start(scene, "reader", scene.nodes[0], "python3", "-c", _READER, directory="logs")
     until = "until [ $(cat /tmp/seen || echo 0) -gt $0 ]; do sleep 0.1; done; cat /tmp/seen"
 
     def read_on(after: str) -> str:
@@ -163,7 +174,7 @@ def test_reader_of_what_another_node_writes(scene: Scene, volume: str) -> None:
     seen = read_on("0")
     moves = there_and_back(scene, "reader-0")
     assert [one["epoch"] for one in moves] == [1, 1]
-    end = exec_in(scene, "files", "tail", "-n1", f"{volume}/log").strip()
+    end = exec_in(scene, "files", "tail", "-n1", f"{volume}/logs/log").strip()
     assert int(seen) < int(end) <= int(read_on(end))
     (container,) = scene.pod("reader-0")["status"]["containerStatuses"]
     assert container["restartCount"] == 0

@@ -33,6 +33,7 @@ class Daemon(threading.Thread):
         self._fd = fd
         self._here = bytearray()
         self.server = b""
+        self.named: int | None = _FILE  # number of the file that has the name
         self.locks: dict[int, tuple[int, int, int, int]] = {}  # owner to struct fuse_file_lock
         self._operations = {
             1: self._lookup, 3: self._getattr, 4: self._setattr, 14: self._open, 15: self._read,
@@ -68,9 +69,9 @@ class Daemon(threading.Thread):
         return _ATTR.pack(node, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
     def _lookup(self, _: int, body: bytes) -> bytes:
-        if body != b"file\0":
+        if body != b"file\0" or self.named is None:
             raise OSError(errno.ENOENT, "")
-        return struct.pack("<QQQQII", _FILE, 0, 0, 0, 0, 0) + self._attributes(_FILE)
+        return struct.pack("<QQQQII", self.named, 0, 0, 0, 0, 0) + self._attributes(self.named)
 
     def _getattr(self, node: int, _: bytes) -> bytes:
         return bytes(16) + self._attributes(node)

@@ -73,6 +73,20 @@ def test_reaches_the_server_by_a_flush(
         unwritten.close()
 
 
+@pytest.mark.parametrize("named", [None, 3])
+def test_name_that_another_client_has_changed(
+    served: tuple[Path, fuse.Daemon], named: int | None
+) -> None:
+    path, daemon = served
+    with process(WRITES, path) as pid:
+        ((number, target),) = [it for it in procs.descriptors(pid) if it[1] == str(path)]
+        assert not list(netfiles.misnamed(pid, number, target))
+        daemon.named = named
+        (told,) = netfiles.misnamed(pid, number, target)
+        assert str(path) in told
+    assert not list(netfiles.misnamed(pid, number, target))
+
+
 def test_lock_that_only_the_server_knows(served: tuple[Path, fuse.Daemon]) -> None:
     path, daemon = served
     with process(LOCKS, path) as pid:

@@ -147,10 +147,13 @@ def _files(pid: int) -> Iterator[Found]:
 
 def _on_network(pid: int, number: int, target: str, network: Mapping[int, str]) -> Iterator[str]:
     info = procs.read(pid, f"fdinfo/{number}")
-    told = list(netfiles.faults(target, info, network))
-    yield from told
-    if not told and netfiles.is_fuse(network.get(netfiles.mount_of(info) or 0, "")):
-        yield from netfiles.locked_at_server(pid, number, target)
+    kind = network.get(netfiles.mount_of(info) or 0)
+    if told := list(netfiles.faults(target, info, network)):
+        yield from told
+    elif kind is not None:
+        yield from netfiles.misnamed(pid, number, target)
+        if netfiles.is_fuse(kind):
+            yield from netfiles.locked_at_server(pid, number, target)
 
 
 def _watches(init_pid: int, pids: tuple[int, ...]) -> Iterator[Found]:

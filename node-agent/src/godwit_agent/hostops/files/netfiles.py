@@ -73,6 +73,26 @@ def faults(target: str, fdinfo: str, known: Mapping[int, str]) -> Iterator[str]:
         yield f"has a removed file of a network file system ({kind}) open: close it"
 
 
+def misnamed(pid: int, number: int, target: str) -> Iterator[str]:
+    """The same for a file that has another name by now, or none: a client elsewhere has changed
+    that, so the path of the open file still says what it was. CRIU opens it by name."""
+    opened = procs.stat(pid, number)
+    root = Path(f"/proc/{pid}/root")
+    try:
+        if opened is None or not target.startswith("/") or str(root.readlink()) != "/":
+            return
+        there = (root / target[1:]).lstat()
+        same = (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
+    except OSError:
+        # closed meanwhile?
+        same = procs.stat(pid, number) is None
+    if not same:
+        yield (
+            f"has {target} open, which has been renamed, removed or replaced on its server (by "
+            "another pod?): close it"
+        )
+
+
 def locked_at_server(pid: int, number: int, target: str) -> Iterator[str]:
     """The same for a file on FUSE whose server keeps locks; asks it. Which process of which node
     has the lock is not said, so one that another pod holds counts, too. Whole-file locks of
