@@ -32,6 +32,7 @@ from godwit_operator.kube import (
     find,
 )
 from godwit_operator.queue import Queue
+from godwit_operator.steps import Step
 
 pytestmark = pytest.mark.host
 NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
@@ -426,6 +427,39 @@ async def test_cancel_while_copying(scene: Scene) -> None:
     assert after["metadata"]["uid"] == pod["metadata"]["uid"]
     assert not scene.world.guarded
     await scene.nothing_left(made["metadata"]["uid"])
+
+
+async def test_a_deletion_between_the_decision_and_the_copy_cuts_it_short(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the copy's announcement brings back tells of the deletion already."""
+    pod = await scene.workload("StatefulSet")
+    scene.world.copy_gate = asyncio.Event()
+    await scene.migrate("redis-0", run=False, target={"nodeName": other(pod)})
+    patch = scene.api.patch
+
+    async def deleting(*args: Any, **options: Any) -> Object:
+        body = args[3]
+        if body.get("status", {}).get("step") == Step.COPY:
+            await scene.api.delete(MIGRATIONS, scene.namespace, "m")
+            now = await scene.api.get(MIGRATIONS, scene.namespace, "m")
+            version = {"resourceVersion": now["metadata"]["resourceVersion"]}
+            args = (*args[:3], body | {"metadata": version})
+            scene.stop.flag.set()
+        return await patch(*args, **options)
+
+    monkeypatch.setattr(scene.api, "patch", deleting)
+    task = asyncio.create_task(scene.drive())
+    await scene.stop.flag.wait()
+    # one whole timeout of the copy is minutes
+    status = (await asyncio.wait_for(task, 30))["status"]
+    assert (status["phase"], status["step"]) == ("Copying", Step.COPY)
+    monkeypatch.undo()
+    scene.stop = Never()
+    scene.stop.cancel = True
+    status = (await scene.drive())["status"]
+    assert (status["phase"], status["reason"]) == ("Aborted", "Cancelled"), status
+    assert (await scene.ready_pod())["metadata"]["uid"] == pod["metadata"]["uid"]
 
 
 async def test_refused_with_all_reasons(scene: Scene) -> None:
