@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import devicefilter
+from godwit_agent.hostops import devicefilter, procs
 from godwit_agent.hostops.cgroups import HostCgroups
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Container, HostPath
@@ -114,6 +114,7 @@ def test_guard_freeze_thaw_and_back(tree: Tree) -> None:
     cgroups.thaw([name])
     assert not cgroups.frozen(name)
     assert advances(process.pid)
+    assert not procs.ends(process.pid)
     cgroups.unguard(tree.container)
     assert name not in cgroups.list()
     assert all(
@@ -122,6 +123,18 @@ def test_guard_freeze_thaw_and_back(tree: Tree) -> None:
     )
     process.kill()
     process.wait()
+
+
+def test_who_was_killed_while_frozen_has_ended(tree: Tree) -> None:
+    cgroups, process = HostCgroups(tree.layout), tree.run("sleep", "100")
+    cgroups.guard(tree.container)
+    cgroups.freeze([tree.container.id], 5)
+    assert not procs.ends(process.pid)
+    process.kill()
+    assert procs.ends(process.pid)
+    cgroups.thaw([tree.container.id])
+    assert process.wait() == -9
+    cgroups.kill([tree.container.id])
 
 
 def test_processes_in_inner_cgroups_come_along(tree: Tree) -> None:

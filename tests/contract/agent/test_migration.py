@@ -145,6 +145,29 @@ def test_a_process_that_ended_before_the_freeze_is_said_to_have_ended(cluster: C
     assert "a.freeze" not in cluster.world.effects
 
 
+@pytest.mark.parametrize("effect", ["freeze", "dump", "final_memory"])
+def test_a_process_that_is_killed_in_the_freeze_is_said_to_have_ended(
+    cluster: Cluster, effect: str
+) -> None:
+    """Whatever CRIU says of it: nothing is left to go on."""
+    cluster.ready()
+
+    def killed() -> None:
+        cluster.a.fake.ended = ["app"]
+        if effect != "freeze":
+            raise OSError("a thread is gone")
+
+    cluster.world.fail[f"a.{effect}"] = killed
+    got = cluster.switch()
+    assert not got.committed
+    assert got.failure.reason == Reason.SOURCE_EXITED
+    assert "container app: its process has ended" in got.failure.message
+    if effect == "freeze":
+        assert "a.dump" not in cluster.world.effects, "CRIU would wait for its threads"
+    assert cluster.a.steps() == ["Thawed"]
+    assert not cluster.a.fake.frozen_ids
+
+
 FAILURES = [
     "a.hold_syns",
     "a.freeze",

@@ -52,6 +52,8 @@ def test_a_container_has_ended_when_its_first_process_has(tmp_path: Path) -> Non
     state = replace(state, containers=(container,))
     assert pods(tmp_path).ended(state) == ()
     process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert pods(tmp_path).ended(state) == (container.name,), "nobody has waited for it yet"
     process.wait()
     assert pods(tmp_path).ended(state) == (container.name,)
     shutil.rmtree(tmp_path / "a")

@@ -154,11 +154,15 @@ class Leaving:
 
     # before the freeze
 
-    def prepare(self, *, post_copy: bool = False) -> None:
-        """CRIU waits at its gate, the capture runs. ``Aborted(SourceExited)``."""
+    def require_processes(self) -> None:
+        """``Aborted(SourceExited)``."""
         if ended := self._host.pods.ended(self.state):
             message = f"container {', '.join(ended)}: its process has ended"
             raise Aborted(Reason.SOURCE_EXITED, message)
+
+    def prepare(self, *, post_copy: bool = False) -> None:
+        """CRIU waits at its gate, the capture runs. ``Aborted(SourceExited)``."""
+        self.require_processes()
         self._open_network()
         self._connections = self._connections or self._host.connections.watch(self._ips)
         self._host.stores.create_source(self._uid)
@@ -194,7 +198,9 @@ class Leaving:
         self._syn_ns = self._network.hold_syns()
 
     def freeze(self) -> None:
+        """CRIU would wait for threads of a process that has ended: ``Aborted(SourceExited)``."""
         self._freeze_ns = self._host.cgroups.freeze(self._ids, _FREEZE_TIMEOUT_S)
+        self.require_processes()
 
     def close_door(self) -> None:
         assert self._network

@@ -15,7 +15,7 @@ from godwit_agent.app.peers import Peer
 from godwit_agent.app.rollback import roll_back
 from godwit_agent.app.sessions import SourceSession
 from godwit_agent.app.switch import Freeze, Watchdog, aborted
-from godwit_api.errors import GodwitError, Retryable, Unsafe
+from godwit_api.errors import Aborted, GodwitError, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
 _WARM_TIMEOUT_S = 5.0
@@ -125,6 +125,11 @@ class Switcher:
         session = self._session
         assert not session.journal.has(Step.COMMITTED)
         roll_back(session.migration, session.processes)
+        try:
+            session.processes.require_processes()
+        except Aborted as ended:
+            # whatever failed has failed for this, or does not matter any more
+            why = Aborted(ended.reason, f"{ended.message} ({why.message})")
         outcome = Outcome(
             committed=False,
             reason=why.reason,

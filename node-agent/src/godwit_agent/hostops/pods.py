@@ -66,7 +66,11 @@ class HostPods:
         )
 
     def ended(self, pod: PodState) -> tuple[str, ...]:
-        return tuple(c.name for c in pod.containers if self._init_pid(c.id) != c.init_pid)
+        return tuple(
+            c.name
+            for c in pod.containers
+            if self._init_pid(c.id) != c.init_pid or procs.ends(c.init_pid)
+        )
 
     def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
         """containerd removes a task's bundle after its shim has forgotten it (shimTask.delete,

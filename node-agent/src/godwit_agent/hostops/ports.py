@@ -64,7 +64,8 @@ class Pods(Protocol):
         """UIDs of all pods with a sandbox here."""
 
     def ended(self, pod: PodState) -> tuple[str, ...]:
-        """Names of the containers whose first process is not there any more."""
+        """Names of the containers whose first process has ended, or has been killed and is only
+        held up by its freeze."""
 
     def wait_forgotten(self, container_ids: Iterable[str], timeout_s: float) -> bool:
         """Whether the runtime has done with containers whose processes have ended."""

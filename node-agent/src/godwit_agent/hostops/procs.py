@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,15 @@ def states(pid: int) -> set[str]:
         if text:
             found.add(text.rpartition(")")[2].split()[0])
     return found
+
+
+def ends(pid: int) -> bool:
+    """Whether a process has ended, or will without an instruction more: SIGKILL is pending
+    (proc_pid_status(5)), as for one that was killed while it was frozen."""
+    fields = dict(line.partition(":\t")[::2] for line in lines(pid, "status"))
+    pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)
+    killed = bool(pending >> (signal.SIGKILL - 1) & 1)
+    return killed or fields.get("State", "X")[:1] in ("X", "Z")
 
 
 def tree(init_pid: int) -> tuple[int, ...]:
