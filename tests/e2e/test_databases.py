@@ -121,7 +121,7 @@ def test_mariadb_under_transfers(
     assert seen["errors"] == [], seen
     assert seen["committed"] > 100
     assert seen["differences"] == 0, seen
-    sql = ("mariadb", "--socket=/data/socket", "-N", "-e")
+    sql = ("mariadb", "--socket=/data/db/socket", "-N", "-e")
     checked = exec_in(scene, "server", *sql, "check table bench.account, bench.history extended")
     assert [line.split("\t")[-1] for line in checked.splitlines()] == ["OK", "OK"], checked
     scene.record(f"{MARIADB.row} ({how})", moves, seen["worst_ms"])

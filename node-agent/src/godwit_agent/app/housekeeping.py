@@ -64,7 +64,7 @@ class Housekeeping:
         """Journals that have been over for long; repeated calls are not expected any more."""
         live = self._journals.live()
         for uid in {key.uid for key in self._journals.attempts()} - live:
-            journals = [journal for journal in self._journals.readable() if journal.key.uid == uid]
+            journals = list(self._journals.readable(uid))
             newest = max((j.records[-1].at for j in journals if j.records), default=0.0)
             if time.time() - newest > self._keep_s:
                 self._journals.forget(uid)

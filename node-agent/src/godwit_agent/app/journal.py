@@ -225,9 +225,9 @@ class JournalStore:
         """Zero for an unknown migration."""
         return max((key.epoch for key in self.attempts(uid)), default=0)
 
-    def readable(self) -> Iterator[Journal]:
-        """All journals but damaged ones: those concern their own migration only."""
-        for key in self.attempts():
+    def readable(self, uid: str | None = None) -> Iterator[Journal]:
+        """All journals (of one migration) but damaged ones: those concern their own only."""
+        for key in self.attempts(uid):
             try:
                 yield self.open(key)
             except Unsafe:
