@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# A shell ignores these for what it runs in the background, and whoever a test starts would inherit
+# that: runc passes it on to a container, or does not (its own handlers are made beside its start).
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 settings.register_profile("godwit", deadline=None)  # a busy machine is no slow code
 settings.load_profile("godwit")
