@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from godwit_agent.hostops.smallfiles import sync_directory
 from godwit_api import failpoints
 from godwit_api.errors import Rejected, Unsafe
 from godwit_api.reasons import Reason
@@ -107,7 +108,7 @@ class Journal:
                 os.ftruncate(fd, self._size)
                 os.fsync(fd)
         if created:
-            fsync_directory(path.parent)
+            sync_directory(path.parent)
 
     def append(self, step: Step, data: Mapping[str, Any] | None = None) -> Record:
         """Adds a line; it is on disk when this returns.
@@ -203,7 +204,7 @@ class JournalStore:
                 directory = self._root / key.uid
                 if not directory.exists():
                     directory.mkdir(mode=0o700)
-                    fsync_directory(self._root)
+                    sync_directory(self._root)
                 journal = self._known[key] = Journal(key, directory / f"{key.epoch}.{key.role}")
             self._going[key] = journal
             for other in [one for one in self._going.values() if one.last in TERMINAL]:
@@ -269,15 +270,6 @@ def parse(content: bytes, name: str) -> tuple[list[Record], int]:
             raise Unsafe(Reason.INTERNAL, f"journal {name} is damaged: {error}") from error
         position = end + 1
     return records, position
-
-
-def fsync_directory(path: Path) -> None:
-    """Makes names in ``path`` survive a crash."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _keys_in(directory: Path) -> Iterator[Key]:

@@ -55,6 +55,27 @@ def fields(data: memoryview) -> Iterator[tuple[int, int]]:
             raise ImageError("truncated field")
 
 
+def split(data: bytes) -> list[tuple[int, bytes, bytes]]:
+    """(number, all of it, content) of each field. ``ImageError``."""
+    found, at = [], 0
+    while at < len(data):
+        start = at
+        key, at = read_varint(data, at)
+        value, end = read_varint(data, at)
+        body = b""
+        match key & 7:
+            case 0:
+                at = end
+            case 2:
+                at, body = end + value, data[end : end + value]
+            case kind:
+                raise ImageError(f"field of kind {kind}")
+        if at > len(data):
+            raise ImageError("truncated field")
+        found.append((key >> 3, data[start:at], body))
+    return found
+
+
 def image(magics: Iterable[int], entries: Iterable[bytes]) -> bytes:
     parts = [_SIZE.pack(magic) for magic in magics]
     for entry in entries:

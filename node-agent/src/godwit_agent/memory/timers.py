@@ -13,13 +13,11 @@ images/fdinfo.proto, timerfd.proto, v4.2. Two things go wrong without it:
 
 from __future__ import annotations
 
-from godwit_agent.memory import protobuf
+from godwit_agent.memory import openfiles, protobuf
 from godwit_agent.memory.protobuf import ImageError
 
-FILES = "files.img"
-_MAGICS = (0x54564319, 0x56303138)  # IMG_COMMON_MAGIC, FILES_MAGIC
-_TIMER = b"\x08\x11"  # field 1, the kind of the file: TIMERFD
-_ENTRY_FIELD, _OWNER_FIELD, _CLOCK_FIELD = 12, 3, 4
+_TIMER, _ENTRY_FIELD = 17, 12  # TIMERFD
+_CLOCK_FIELD = 4
 _TICKS, _SETTIME_FLAGS, _SECONDS, _NANOSECONDS, _EVERY_S, _EVERY_NS = 5, 6, 7, 8, 9, 10
 _ABSTIME = 1
 # CLOCK_MONOTONIC, CLOCK_BOOTTIME: nobody sets them, so a deadline is what is left until then
@@ -28,40 +26,17 @@ _STEADY = (1, 7)
 
 def mend(image: bytes) -> bytes:
     """``files.img`` with its timers mended; unchanged (the same object) when none needs it."""
-    entries = list(protobuf.entries(image, _MAGICS))
-    mended = [_entry(bytes(e)) if e[:2] == _TIMER else e for e in entries]
-    if all(one is other for one, other in zip(entries, mended, strict=True)) or mended == entries:
-        return image
-    return protobuf.image(_MAGICS, [bytes(entry) for entry in mended])
-
-
-def _entry(data: bytes) -> bytes:
-    at = 0
-    while at < len(data):
-        start = at
-        key, at = protobuf.read_varint(data, at)
-        if key == _ENTRY_FIELD << 3 | 2:
-            length, at = protobuf.read_varint(data, at)
-            body = _timer(data[at : at + length])
-            return (
-                data[:start] + protobuf.varint(key) + protobuf.varint(len(body)) + body
-                + data[at + length :]
-            )  # fmt: skip
-        at = _skip(data, key, at)
-    return data
+    return openfiles.changed(image, _TIMER, _ENTRY_FIELD, _timer)
 
 
 def _timer(data: bytes) -> bytes:
     """The numbers from the clock on are the message's last fields."""
     at = 0
-    while at < len(data):
-        start = at
-        key, at = protobuf.read_varint(data, at)
-        if key >> 3 == _CLOCK_FIELD:
-            return data[:start] + protobuf.message(
-                _values(dict(protobuf.fields(memoryview(data)[start:]))).items()
-            )
-        at = _skip(data, key, at)
+    for number, part, _ in protobuf.split(data):
+        if number == _CLOCK_FIELD:
+            values = dict(protobuf.fields(memoryview(data)[at:]))
+            return data[:at] + protobuf.message(_values(values).items())
+        at += len(part)
     raise ImageError("timer without a clock")
 
 
@@ -75,14 +50,3 @@ def _values(values: dict[int, int]) -> dict[int, int]:
     elif values.get(_SETTIME_FLAGS) == _ABSTIME and values.get(_CLOCK_FIELD) in _STEADY:
         mended[_SETTIME_FLAGS] = 0
     return mended
-
-
-def _skip(data: bytes, key: int, at: int) -> int:
-    value, at = protobuf.read_varint(data, at)
-    match key & 7:
-        case 0:
-            return at
-        case 2:
-            return at + value
-        case kind:
-            raise ImageError(f"field of kind {kind}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.smallfiles import sync_directory
 from godwit_api.errors import Rejected
 from godwit_api.reasons import Reason
 
@@ -120,7 +121,7 @@ class FileDraft:
         except FileExistsError as error:
             raise exists_already(self._path.parent.name, self._path.name) from error
         self.discard()
-        _sync(self._path.parent)
+        sync_directory(self._path.parent)
 
     def discard(self) -> None:
         self._file.close()
@@ -141,11 +142,3 @@ def exists_already(namespace: str, name: str) -> Rejected:
 
 def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -32,7 +32,7 @@ from godwit_agent.hostops.model import Container, HostPath
 from godwit_agent.hostops.net import repair
 from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.ports import Hooks
-from godwit_agent.memory import sizes, timers
+from godwit_agent.memory import openfiles, sizes, timers
 from godwit_api.errors import Aborted, Retryable, Unsafe
 from godwit_api.reasons import Reason
 
@@ -146,7 +146,7 @@ class HostGatedDump:
         for path in sorted((self._path / "images").iterdir()):
             if path.is_file() and not path.is_symlink():
                 content = path.read_bytes()
-                if path.name == timers.FILES:
+                if path.name == openfiles.NAME:
                     content = timers.mend(content)
                     if moving:
                         content = sizes.leave_out(content, self._network_mounts())

@@ -58,14 +58,6 @@ def learn(netlink: IPRoute, ip: str, index: int, pod_mac: str) -> None:
         )
 
 
-def introduce(netlink: IPRoute, ip: str, pod_mac: str) -> None:
-    """Whoever has ``ip`` on the link finds it at ``pod_mac``. Never raises, as ``stand_in``."""
-    with contextlib.suppress(NetlinkError, OSError):
-        found = _home(netlink, ip)
-        if found is not None:
-            _announce(found[1], pod_mac, ip)
-
-
 def stand_in(netlink: IPRoute, ip: str) -> None:
     """Answer for ``ip`` on the link that it belongs to. Never raises: this is called where
     nothing may hold up the process that moves."""
@@ -80,12 +72,18 @@ def stand_in(netlink: IPRoute, ip: str) -> None:
             _announce(name, address, ip)
 
 
-def stand_back(netlink: IPRoute, ip: str) -> None:
-    """The pod answers by itself again, or has gone for good."""
+def stand_back(netlink: IPRoute, ip: str, pod_mac: str | None) -> None:
+    """The pod is here again, and whoever has ``ip`` on the link finds it at ``pod_mac``; or it has
+    gone for good (None). Never raises, as ``stand_in``."""
     with contextlib.suppress(NetlinkError, OSError):
         found = _home(netlink, ip)
-        if found is not None:
-            netlink.neigh("del", dst=ip, ifindex=found[0], flags=_NTF_PROXY, family=_family(ip))
+        if found is None:
+            return
+        index, name, _ = found
+        with contextlib.suppress(NetlinkError):  # it may not have stood in
+            netlink.neigh("del", dst=ip, ifindex=index, flags=_NTF_PROXY, family=_family(ip))
+        if pod_mac:
+            _announce(name, pod_mac, ip)
 
 
 def _family(ip: str) -> int:

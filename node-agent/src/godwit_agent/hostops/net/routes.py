@@ -63,8 +63,7 @@ class HostRoutes:
             write_json(self._behind / ip, {"interface": host_interface})
         neighbours.learn(self._netlink, ip, index, pod_mac)
         self._replace(family, target, oif=index, scope=253 if family == 2 else 0)
-        neighbours.stand_back(self._netlink, ip)
-        neighbours.introduce(self._netlink, ip, pod_mac)
+        neighbours.stand_back(self._netlink, ip, pod_mac)
 
     def via(self, ip: str, node_address: str) -> None:
         """The pod with ``ip`` is on the node with ``node_address``."""
@@ -122,7 +121,7 @@ class HostRoutes:
         # 255 (RT_SCOPE_NOWHERE): of whatever scope; IPv6 has none
         scope = {"scope": 255} if family == socket.AF_INET else {}
         self._netlink.route("del", dst=target, family=family, proto=PROTOCOL, **scope)
-        neighbours.stand_back(self._netlink, ip)
+        neighbours.stand_back(self._netlink, ip, None)
 
     def list(self) -> tuple[HostRoute, ...]:
         """All our routes. A route over a bridge does not end with the pod's interface, as others
