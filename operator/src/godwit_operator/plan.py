@@ -138,6 +138,8 @@ def _decide_end(seen: Observation) -> Decision:
     if seen.step is Step.STALLED and seen.cancel:
         if seen.committed:
             return Decision(AFTER_COMMIT[0])
+        if seen.lost:
+            return Decision(Step.LET_GO)  # where it stalled: there is no process to bring home
         if seen.delete_intended and seen.source is not Source.PRESENT:
             return Decision(Step.ABORT_ATTEMPT)
         return Decision(Step.RELEASE_SOURCE)

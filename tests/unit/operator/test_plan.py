@@ -451,6 +451,18 @@ def converge(simulation: Simulation) -> None:
         assert not world.bridged
 
 
+def test_what_a_lost_process_has_left_goes_when_its_stalled_migration_is_deleted() -> None:
+    simulation = Simulation(bare=True, selector=False)
+    while simulation.migration.status.step != Step.RELEASE_SUCCESSOR:
+        simulation.turn("good")
+    for fate in ("exited", "late", "good"):
+        simulation.turn(fate)
+    assert simulation.migration.phase is Phase.STALLED
+    simulation.cancel = True
+    converge(simulation)
+    assert simulation.migration.phase is Phase.ABORTED
+
+
 TestBreaking = Breaking.TestCase
 TestBreaking.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
 
