@@ -7,9 +7,13 @@ import threading
 
 from lab.cluster import Cluster
 
+# Until its standard input ends: who is killed here leaves what it has started on the node.
 _SCRIPT = """
 pid=$(pgrep -o -f 'godwit_agent$')
-while sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\) kB/\\1/p' "/proc/$pid/status"; do sleep 0.2; done
+while sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\) kB/\\1/p' "/proc/$pid/status"; do
+  read -r -t 0.2
+  [ $? -gt 128 ] || break
+done
 """
 
 
@@ -24,7 +28,8 @@ class AgentMemory:
     def __enter__(self) -> AgentMemory:
         for node in self._seen:
             watch = subprocess.Popen(
-                self._cluster.argv("node", "exec", node, "--", "sh", "-c", _SCRIPT),
+                self._cluster.argv("node", "exec", node, "--", "bash", "-c", _SCRIPT),
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -35,7 +40,8 @@ class AgentMemory:
 
     def __exit__(self, *_: object) -> None:
         for watch, thread in self._running:
-            watch.terminate()
+            assert watch.stdin
+            watch.stdin.close()
             watch.wait(30)
             thread.join(30)
 

@@ -68,7 +68,7 @@ def machine(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def run_cell(cluster: Cluster, nodes: list[str], cell: Cell, log: Log) -> None:
+def run_cell(cluster: Cluster, nodes: list[str], cell: Cell, log: Log, *, beside: bool) -> None:
     """All moves of one cell, there and back, under one connection."""
     say(f"{cell.name}: {cell.moves} moves")
     spec: dict[str, Any] = {"timeouts": {"copySeconds": 900}}
@@ -79,7 +79,7 @@ def run_cell(cluster: Cluster, nodes: list[str], cell: Cell, log: Log) -> None:
     if cell.limit:
         spec["bandwidthLimit"] = cell.limit
     with place.running(cluster, cell, nodes[0]) as here:
-        if cell.name in BESIDE:
+        if beside and cell.name in BESIDE:
             for row in aside.by_hand(here):
                 log.row("aside", **cell.to_json(), **row)
         counting = ("count", "--interval-ms", str(cell.interval_ms))
@@ -98,7 +98,7 @@ def run_cell(cluster: Cluster, nodes: list[str], cell: Cell, log: Log) -> None:
                 replies=report["count"])  # fmt: skip
         if not report["ok"]:
             say(f"  THE CLIENT: {report['error']}")
-        if cell == cells.MAIN:
+        if beside and cell == cells.MAIN:
             log.row("aside", **cell.to_json(), **aside.rescheduled(here))
 
 
@@ -131,6 +131,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="regular expression over the cells' names")
     parser.add_argument("--list", action="store_true", help="name the cells and end")
     parser.add_argument("--no-together", action="store_true", help="not many pods at once")
+    parser.add_argument("--no-beside", action="store_true", help="not by other means")
     parser.add_argument("--as-is", action="store_true", help="a standing testbed as it is")
     options = parser.parse_args()
     if options.list:
@@ -148,7 +149,7 @@ def main() -> int:
     log = Log(RESULTS, at)
     log.row("run", **machine(cluster))
     for cell in chosen(options):
-        run_cell(cluster, nodes[:2], cell, log)
+        run_cell(cluster, nodes[:2], cell, log, beside=not options.no_beside)
     if not options.no_together:
         run_together(cluster, nodes[:2], log)
     return 0
