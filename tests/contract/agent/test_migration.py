@@ -30,6 +30,17 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     yield from make_cluster(tmp_path)
 
 
+def test_pages_written_while_a_freeze_is_prepared_are_sent_before_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("godwit_agent.memory.rounds.worth_another", lambda *_: True)
+    cluster.ready()
+    assert cluster.switch().committed
+    mine = [one for one in cluster.world.effects if one.startswith("a.")]
+    prepared, frozen = mine.index("a.prepare_dump"), mine.index("a.freeze")
+    assert mine[prepared:frozen].count("a.round") == 3
+
+
 def test_a_pod_moves(cluster: Cluster) -> None:
     cluster.prepare()
     progress = cluster.copy()

@@ -19,6 +19,8 @@ from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable
 from godwit_api.reasons import Reason
 
 _TICK_S = 1.0
+# The first one sends what the preparation took; each further one what the one before it took.
+_CATCH_UP_ROUNDS = 3
 _GOES_ON = (Verdict.AGAIN, Verdict.THROTTLE)
 
 Connect = Callable[[SourceSession], Outlet]
@@ -90,6 +92,15 @@ class Copier:
             if session.left_bytes <= rounds.SMALL_BYTES:
                 break
 
+    def catch_up(self, session: SourceSession) -> None:
+        """Between preparing a freeze, which takes its time, and the freeze: pages written since."""
+        for _ in range(_CATCH_UP_ROUNDS):
+            since_s = time.monotonic() - session.looked_at
+            worth = rounds.worth_another(session.dirty_rate, since_s, session.bandwidth)
+            if not worth or session.outlet is None:
+                break
+            self._round(session, session.outlet, files=False)
+
     def _work(
         self,
         session: SourceSession,
@@ -155,11 +166,11 @@ class Copier:
         session.copied = True
         report(replace(progress, converged=True))
 
-    def _round(self, session: SourceSession, outlet: Outlet) -> Round:
+    def _round(self, session: SourceSession, outlet: Outlet, *, files: bool = True) -> Round:
         if session.cancelled.is_set():
             raise Rejected(Reason.CANCELLED, "the copy was cancelled")
         start, sent = time.monotonic(), outlet.bytes_sent
-        result = session.processes.copy_round(outlet, session.cancelled)
+        result = session.processes.copy_round(outlet, session.cancelled, files=files)
         outlet.sync()
         seconds, count = time.monotonic() - start, outlet.bytes_sent - sent
         if count > rounds.SMALL_BYTES or not session.bandwidth:
@@ -175,6 +186,7 @@ class Copier:
         )
         session.left_bytes, session.fixed_ms = done.left_bytes, done.fixed_ms
         session.bound_bytes = done.bound_left_bytes
+        session.dirty_rate, session.looked_at = done.dirty_rate, start
         session.count = result.processes
         return done
 

@@ -65,6 +65,7 @@ class Leaving:
         self._ids = tuple(container.id for container in state.containers)
         self._memory: SourceMemory | None = None
         self._files: SourceFiles | None = None
+        self._files_last: RoundStats | None = None
         self._frozen: FrozenMemory | None = None
         self._frozen_lock = threading.Lock()
         self._bootstrap: dict[tuple[str, str], bytes] = {}
@@ -89,29 +90,35 @@ class Leaving:
         self._close_copies()
         self._memory = self._host.copies.memory(self.state)
         self._files = self._host.copies.files(self.state)
+        self._files_last = None
         self._began_s = time.monotonic()
         used = self._host.throttles.used_seconds
         self._used_s = {one.id: used(one) for one in self.state.containers}
 
-    def copy_round(self, outlet: Outlet, cancelled: threading.Event) -> RoundStats:
-        """One pass over memory and files while the pod runs."""
+    def copy_round(
+        self, outlet: Outlet, cancelled: threading.Event, *, files: bool = True
+    ) -> RoundStats:
+        """One pass over memory and ``files`` while the pod runs. Without: theirs of the last pass
+        are reported, since as much may be left."""
         assert self._memory
         assert self._files
         if outlet.takes_shared and self._memory.announce(outlet):
             outlet.sync()
         memory = self._memory.round(outlet, cancelled.is_set)
-        files = self._files.round(outlet, cancelled.is_set)
-        self._send_bootstrap(outlet)
+        if files or self._files_last is None:
+            self._files_last = self._files.round(outlet, cancelled.is_set)
+            self._send_bootstrap(outlet)
+        those = self._files_last
         return RoundStats(
-            dirty_bytes=memory.dirty_bytes + files.dirty_bytes,
-            copied_bytes=memory.copied_bytes + files.copied_bytes,
-            duration_us=memory.duration_us + files.duration_us,
+            dirty_bytes=memory.dirty_bytes + those.dirty_bytes,
+            copied_bytes=memory.copied_bytes + those.copied_bytes,
+            duration_us=memory.duration_us + those.duration_us,
             since_us=memory.since_us,
-            parts_us={**memory.parts_us, **files.parts_us},
+            parts_us={**memory.parts_us, **those.parts_us},
             processes=memory.processes,
-            freeze_us=memory.freeze_us + files.freeze_us,
+            freeze_us=memory.freeze_us + those.freeze_us,
             carried_bytes=memory.carried_bytes,
-            bound_bytes=memory.bound_bytes + files.dirty_bytes,
+            bound_bytes=memory.bound_bytes + those.dirty_bytes,
         )
 
     def throttle(self, share: float) -> None:

@@ -55,6 +55,8 @@ class SourceSession:
     bound_bytes: int = 0  # of them, what no post-copy withholds
     fixed_ms: int = 0  # what shared memory adds to any freeze, by the last round
     bandwidth: int = 0
+    dirty_rate: int = 0  # bytes/s, by the last round
+    looked_at: float = 0.0  # time.monotonic() when that began
     count: int = 0  # of processes, by the last round
     busy: Busy = field(default_factory=Busy)
     cancelled: threading.Event = field(default_factory=threading.Event)

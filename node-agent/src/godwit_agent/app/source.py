@@ -164,7 +164,8 @@ class Source:
                     return Outcome(False, Reason.FREEZE_BUDGET_EXCEEDED, message)
                 timeout_s = (timeout_ms or self._default_timeout_ms) / 1000
                 peer = self._peers(target)
-                switcher = Switcher(session, target, peer, allowance=allowance)
+                catch_up = None if post_copy else self._copier.catch_up
+                switcher = Switcher(session, target, peer, allowance=allowance, catch_up=catch_up)
                 outcome = switcher.switch(timeout_s)
                 if outcome and outcome.committed and not post_copy:  # its dump is another one
                     took_ms = max(outcome.freeze_us / 1000 - session.fixed_ms, 0)

@@ -24,7 +24,8 @@ _ABORT_TIMEOUT_S = 3.0
 
 
 class Switcher:
-    """One switch of one session."""
+    """One switch of one session. ``catch_up`` is called when all else is prepared: it sends what
+    has been written meanwhile."""
 
     def __init__(
         self,
@@ -33,8 +34,10 @@ class Switcher:
         peer: Peer,
         *,
         allowance: int | None = None,
+        catch_up: Callable[[SourceSession], None] | None = None,
     ) -> None:
         self._allowance = allowance
+        self._catch_up = catch_up
         self._session = session
         self._target = target
         self._peer = peer
@@ -75,6 +78,8 @@ class Switcher:
             outlet.sync()
             self._peer.arm(session.migration, _ARM_TIMEOUT_S)
             session.processes.prepare(post_copy=self._allowance is not None)
+            if self._catch_up:
+                self._catch_up(session)
         except (GodwitError, OSError):
             session.processes.discard()
             raise

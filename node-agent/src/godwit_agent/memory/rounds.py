@@ -22,6 +22,8 @@ FIXED_FREEZE_MS = 150
 CARRIED_BYTES_PER_S = 640 << 20
 # A rest that is sent while CRIU dumps anyway: fewer bytes make the freeze no shorter.
 SMALL_BYTES = 8 << 20
+# That long CRIU's dump takes of a process that has nothing for it.
+_DUMP_S = 0.020
 # Less than a tenth is noise.
 _FALLS = 0.9
 # Rounds without a fall after which a budget is given up: a burst of writes ends, a load stays.
@@ -112,6 +114,15 @@ def allowance(
     freeze without any of them."""
     most = max(budget_ms - base_ms, 0) * bandwidth // 1000 if budget_ms else SMALL_BYTES
     return max(most - bound_bytes, 0)
+
+
+def worth_another(dirty_rate: int, since_s: float, bandwidth: int) -> bool:
+    """Whether a last round shortens the freeze that is about to begin: what was written at
+    ``dirty_rate`` bytes/s in ``since_s`` takes longer to send than the dump beside it, and the
+    round leaves less than it finds."""
+    if not bandwidth or dirty_rate >= bandwidth * _FALLS:
+        return False
+    return dirty_rate * since_s > min(SMALL_BYTES, bandwidth * _DUMP_S)
 
 
 def decide(
