@@ -17,6 +17,7 @@ from fakes.cluster import MIGRATION, POD, SUCCESSOR, TIMEOUT, Cluster
 from fakes.cluster import cluster as make_cluster
 from fakes.host import IP
 from godwit_agent.hostops.model import HostRoute, Outgoing, Packet
+from godwit_agent.transfer.sender import Sender
 from godwit_api.errors import Aborted, Rejected, Retryable
 from godwit_api.identity import node_dns_name
 from godwit_api.pb import agent_pb2 as pb
@@ -33,12 +34,16 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def test_pages_written_while_a_freeze_is_prepared_are_sent_before_it(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Still at the copy's pace: until the freeze others' packets go first."""
     monkeypatch.setattr("godwit_agent.memory.rounds.worth_another", lambda *_: True)
+    effects = cluster.world.effects
+    monkeypatch.setattr(Sender, "hurry", lambda _: effects.append("a.hurry"))
     cluster.ready()
     assert cluster.switch().committed
-    mine = [one for one in cluster.world.effects if one.startswith("a.")]
-    prepared, frozen = mine.index("a.prepare_dump"), mine.index("a.freeze")
-    assert mine[prepared:frozen].count("a.round") == 3
+    first, last = effects.index("a.prepare_dump"), effects.index("a.freeze")
+    between = [one for one in effects[first:last] if one in ("a.round", "a.hurry")]
+    assert between == ["a.round"] * 3 + ["a.hurry"]
+    assert effects.count("a.hurry") == 1
 
 
 def test_a_pod_moves(cluster: Cluster) -> None:

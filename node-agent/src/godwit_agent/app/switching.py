@@ -80,6 +80,7 @@ class Switcher:
             session.processes.prepare(post_copy=self._allowance is not None)
             if self._catch_up:
                 self._catch_up(session)
+            outlet.hurry()
         except (GodwitError, OSError):
             session.processes.discard()
             raise
