@@ -297,7 +297,9 @@ int ioctl(int fd, unsigned long request, ...)
 	if ((request & 0xffffffffUL) == PAGEMAP_SCAN && wanted()) {
 		struct pagemap_scan *scan = argument;
 		const uint64_t absent = PAGE_IS_FILE | PAGE_IS_PFNZERO;
-		if ((scan->any_of & PAGE_IS_PRESENT) && (scan->mask & absent) == absent &&
+		/* Of nothing: that is CRIU finding out what the kernel knows (criu/kerndat.c). */
+		const int something = scan->end > scan->start;
+		if (something && (scan->any_of & PAGE_IS_PRESENT) && (scan->mask & absent) == absent &&
 		    (scan->inverted & absent) == absent)
 			return scan_written(fd, scan);
 	}
