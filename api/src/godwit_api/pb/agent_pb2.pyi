@@ -230,7 +230,7 @@ class NodeReport(_message.Message):
     kernel: _builtins.str
     architecture: _builtins.str
     dirty_tracking: _builtins.str
-    """soft-dirty | userfaultfd-wp | page-hash"""
+    """userfaultfd-wp | page-hash"""
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Obstacle]:
         """empty: the node can take part"""

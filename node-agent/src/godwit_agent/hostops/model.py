@@ -21,7 +21,6 @@ HostPath = NewType("HostPath", str)
 class Tracking(StrEnum):
     """How written pages are found; the names are those of ``NodeReport.dirty_tracking``."""
 
-    SOFT_DIRTY = "soft-dirty"
     USERFAULTFD = "userfaultfd-wp"
     PAGE_HASH = "page-hash"
 
