@@ -27,6 +27,12 @@
  * number within the new PID namespace only (criu/clone-noasan.c); one more level names both
  * (clone3(2), set_tid). A number that is taken makes the restore fail.
  *
+ * How large is a page that is restored? (criu/mem.c, maybe_disable_thp) Pages that are brought
+ * (hotpages.py) are read into memory that the page daemon fills later. Where huge pages are given
+ * unasked ("always"), the first of them would bring 2 MiB of zeros, which nobody fills any more.
+ * CRIU turns them off for images with a parent only, where it mixes the two itself. Here they are
+ * off for every restore. Not earlier than at the clone: CRIU tries the switch when it starts.
+ *
  * Which limits does a process have? (criu/cr-dump.c, dump_task_rlimits) prlimit(2) tells a
  * process of another user only to CAP_SYS_RESOURCE, which some nodes withhold from root;
  * /proc/PID/limits says the same to everybody.
@@ -62,6 +68,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -383,6 +390,8 @@ long syscall(long number, ...)
 			both[1] = init_pid();
 			args->set_tid = (uintptr_t)both;
 			args->set_tid_size = 2;
+			/* inherited by what is cloned here, until CRIU sets what each process had */
+			prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 		}
 	}
 	long result = next(number, a, b, c, d, e, f);

@@ -164,8 +164,10 @@ def copy(memory: HostSourceMemory, store: HostTargetStore, rounds: int = 4) -> N
         time.sleep(0.2)
 
 
-def test_redis_moves_with_its_connection(scene: Lab) -> None:
-    """Counter exact, same connection, memory complete, source gone."""
+@pytest.mark.parametrize("huge_pages", ["", "always"], indirect=True)
+def test_redis_moves_with_its_connection(scene: Lab, huge_pages: str) -> None:
+    """Counter exact, same connection, memory complete, source gone. Also where huge pages are given
+    unasked: a page that is restored must not bring its neighbours, empty."""
     source, target = Agent(scene.a), Agent(scene.b)
     pod, state = start_redis(scene, scene.a)
     container, uid = state.containers[0], str(uuid.uuid4())
