@@ -10,6 +10,16 @@ from pathlib import Path
 from godwit_testbed.paths import Place
 
 _ROOT = Path("/sys/fs/cgroup")
+# Of a node, where cgroup v2 is alone: a cgroup with controllers for its children has no processes
+# of its own (admin-guide/cgroup-v2.rst, No Internal Process Constraint).
+_SERVICES = "services"
+# The namespace's root is where a process is when it leaves the machine's; then it steps down.
+_STEP_DOWN = f"""
+mkdir -p "$0/{_SERVICES}"
+echo 0 > "$0/{_SERVICES}/cgroup.procs"
+for one in $(cat "$0/cgroup.controllers"); do echo "+$one" > "$0/cgroup.subtree_control"; done
+exec "$@"
+"""
 
 
 def hierarchies() -> list[tuple[str, str, Path]]:
@@ -32,8 +42,24 @@ def hierarchies() -> list[tuple[str, str, Path]]:
     return [(kind, options, point) for (kind, options), point in unique.items()]
 
 
+def unified() -> bool:
+    """Whether cgroup v2 is alone on this machine."""
+    return [(kind, point) for kind, _, point in hierarchies()] == [("cgroup2", _ROOT)]
+
+
+def namespaced(place: Place, node: str, argv: list[str]) -> list[str]:
+    """``argv`` in a cgroup namespace whose root is the node's cgroup, for a process that has
+    entered it."""
+    if not unified():
+        return ["unshare", "--cgroup", *argv]
+    directory = str(_ROOT / place.cgroup / node)
+    return ["unshare", "--cgroup", "sh", "-e", "-c", _STEP_DOWN, directory, *argv]
+
+
 def create(place: Place, node: str) -> None:
-    """Make the node's cgroups; cpuset needs its parents filled in first (cgroup v1)."""
+    """Make the node's cgroups, empty; cpuset needs its parents filled in first (cgroup v1)."""
+    if unified():
+        remove(place, node)
     for kind, options, point in hierarchies():
         directory = point / place.cgroup / node
         directory.mkdir(parents=True, exist_ok=True)
@@ -41,7 +67,7 @@ def create(place: Place, node: str) -> None:
             for level in (point / place.cgroup, directory):
                 for file in ("cpuset.cpus", "cpuset.mems"):
                     (level / file).write_text((level.parent / file).read_text())
-        if kind == "cgroup2" and point == _ROOT:
+        if unified():
             available = (point / "cgroup.controllers").read_text().split()
             wanted = " ".join(f"+{name}" for name in available)
             for level in (point, point / place.cgroup):
@@ -51,8 +77,11 @@ def create(place: Place, node: str) -> None:
 def enter(place: Place, node: str) -> None:
     """Move this process into the node's cgroups, so that what it starts counts there."""
     for _, _, point in hierarchies():
+        directory = point / place.cgroup / node
+        services = directory / _SERVICES
         with contextlib.suppress(OSError):
-            (point / place.cgroup / node / "cgroup.procs").write_text(str(os.getpid()))
+            inside = services if services.is_dir() else directory
+            (inside / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def remove(place: Place, node: str = "") -> None:

@@ -120,21 +120,12 @@ class Node:
             "persistent": " ".join(PERSISTENT),
             "path": PATH,
         }
+        apart = ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--kill-child"]
         argv = [
             "nsenter",
             f"--net=/run/netns/{self.place.netns(self.name)}",
             "--",
-            "unshare",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--uts",
-            "--ipc",
-            "--cgroup",
-            "--kill-child",
-            "sh",
-            "-c",
-            script,
+            *cgroups.namespaced(self.place, self.name, [*apart, "sh", "-c", script]),
         ]
         (self.data / "bind/var/log/node").mkdir(parents=True, exist_ok=True)
         log = self.data / "start.log"
@@ -243,9 +234,9 @@ def _start_time(pid: int) -> str:
 
 
 def _cgroup_mounts() -> str:
-    found = cgroups.hierarchies()
-    if [kind for kind, _, _ in found] == ["cgroup2"]:
+    if cgroups.unified():
         return "mount -t cgroup2 cgroup sys/fs/cgroup"
+    found = cgroups.hierarchies()
     lines = ["mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup"]
     for kind, options, point in found:
         if kind == "cgroup2":
