@@ -162,6 +162,7 @@ class Copier:
             if share < 1:
                 message += f", although the pod had only {share:.0%} of its CPU time"
             raise Aborted(Reason.FREEZE_BUDGET_EXCEEDED, message)
+        outlet.hurry()
         session.copied = True
         report(replace(progress, converged=True))
 

@@ -80,7 +80,6 @@ class Switcher:
             session.processes.prepare(post_copy=self._allowance is not None)
             if self._catch_up:
                 self._catch_up(session)
-            outlet.hurry()
         except (GodwitError, OSError):
             session.processes.discard()
             raise
