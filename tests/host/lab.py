@@ -93,6 +93,12 @@ def hook() -> Path:
     return path
 
 
+def build_shim(path: str | Path) -> None:
+    """What the product's CRIU is linked with, as a library to preload."""
+    sources = [str(NATIVE / name) for name in _SHIM]
+    run("gcc", "-O2", "-shared", "-fPIC", "-o", str(path), *sources)
+
+
 def run(*argv: str, check: bool = True) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if check and done.returncode:
@@ -209,8 +215,7 @@ class Lab:
             str(local("/opt/godwit/criu/criu-shim.so")),
             str(local("/opt/godwit/criu/bin/tar")),
         )
-        sources = [str(NATIVE / name) for name in _SHIM]
-        run("gcc", "-O2", "-shared", "-fPIC", "-o", shim, *sources)
+        build_shim(shim)
         run("gcc", "-O2", "-static", "-o", tar, str(NATIVE / "criu-tar.c"))
         return node
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 from godwit_agent.hostops.pages.pagescan import Scanner
+from host.lab import build_shim
 
 pytestmark = [
     pytest.mark.host,
     pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc"),
     pytest.mark.skipif(not Scanner().able, reason="the kernel has no PAGEMAP_SCAN"),
 ]
-_NATIVE = Path(__file__).parents[2] / "node-agent" / "native"
-_SOURCES = ("criu-shim.c", "criu-vmas.c", "criu-shared.c", "criu-postcopy.c")
 # As criu/kerndat.c, check_pagemap (v4.2): what is there of nothing, told with one category more.
 _QUESTION = """
 import fcntl, struct, sys
@@ -37,8 +36,7 @@ _PRESENT, _UNKNOWN = 1 << 3, 1 << 40
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("shim") / "shim.so"
-    sources = [str(_NATIVE / name) for name in _SOURCES]
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(library), *sources], check=True)
+    build_shim(library)
     return library
 
 

@@ -58,7 +58,8 @@ def namespaced(place: Place, node: str, argv: list[str]) -> list[str]:
 
 def create(place: Place, node: str) -> None:
     """Make the node's cgroups, empty; cpuset needs its parents filled in first (cgroup v1)."""
-    if unified():
+    alone = unified()
+    if alone:
         remove(place, node)
     for kind, options, point in hierarchies():
         directory = point / place.cgroup / node
@@ -67,7 +68,7 @@ def create(place: Place, node: str) -> None:
             for level in (point / place.cgroup, directory):
                 for file in ("cpuset.cpus", "cpuset.mems"):
                     (level / file).write_text((level.parent / file).read_text())
-        if unified():
+        if alone:
             available = (point / "cgroup.controllers").read_text().split()
             wanted = " ".join(f"+{name}" for name in available)
             for level in (point, point / place.cgroup):
