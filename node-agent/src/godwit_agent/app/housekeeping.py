@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Set as AbstractSet
 
-from godwit_agent import heap, log
+from godwit_agent import log
 from godwit_agent.app.journal import JournalStore
 from godwit_agent.hostops.ports import Host
 from godwit_api.errors import GodwitError
@@ -76,4 +76,3 @@ class Housekeeping:
                 self.forget_old()
             except (GodwitError, OSError) as error:
                 log.error("housekeeping failed", error=error)
-            heap.give_back()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 
+from godwit_agent import heap
 from godwit_agent.app.epochs import refuse_stale
 from godwit_agent.app.journal import Journal, JournalStore, Key, Record, Role, Step
 from godwit_agent.app.leaving import Leaving
@@ -68,6 +69,7 @@ class SourceSessions:
         session.processes.close()
         with self._lock:
             self._sessions.pop(session.journal.key, None)
+        heap.give_back()
 
     def close(self) -> None:
         """Ends streams and trackers of all sessions."""

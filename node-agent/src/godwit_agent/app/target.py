@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from godwit_agent import log
+from godwit_agent import heap, log
 from godwit_agent.app import fitness
 from godwit_agent.app.arriving import Arriving, StoreSink
 from godwit_agent.app.asking import Asking, require_not_committed
@@ -379,6 +379,7 @@ class Target:
                 self._host.stores.destroy(migration.uid)
         with self._lock:
             self._sessions.pop((migration.uid, migration.epoch), None)
+        heap.give_back()
         log.info("target over", **session.migration.keys, step=step)
 
     def missing(self, key: Key) -> tuple[int, GodwitError | None]:
