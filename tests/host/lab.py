@@ -151,6 +151,7 @@ class Lab:
         self._stack = contextlib.ExitStack()
         self._scratch = scratch
         self.tag = uuid.uuid4().hex[:6]
+        self.binds: dict[str, str] = {}  # where containers mount what directories of their node
         try:
             self._make()
         except BaseException:
@@ -274,6 +275,7 @@ class Lab:
         spec["mounts"] += [
             {"destination": "/dev/shm", "source": f"{directory}/shm", **bind},
             {"destination": "/data", "source": f"{directory}/{EMPTY_DIR}", **bind},
+            *({"destination": to, "source": path, **bind} for to, path in self.binds.items()),
         ]
         spec["linux"]["cgroupsPath"] = pod.cgroup
         spec["linux"]["namespaces"] = [

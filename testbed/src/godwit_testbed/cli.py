@@ -12,7 +12,8 @@ from godwit_testbed.cluster import Cluster
 from godwit_testbed.node import Node
 from godwit_testbed.paths import CACHE, TestbedError
 
-_PASS_THROUGH = {"kubectl", "helm"}
+# their options are theirs, also before their first word
+_PASS_THROUGH = frozenset({"kubectl", "helm"})
 
 
 def _cluster(options: argparse.Namespace) -> Cluster:
@@ -260,9 +261,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line; ``words`` of kubectl and helm as they are, ``--name`` right behind the
+    command apart."""
+    own = len(argv)
+    if argv and argv[0] in _PASS_THROUGH:
+        name = argv[1] if len(argv) > 1 else ""
+        own = 3 if name == "--name" else 2 if name.startswith("--name=") else 1
+        if name in ("-h", "--help"):
+            own = 2
+    options = _parser().parse_args(argv[:own])
+    if own < len(argv):
+        options.words = argv[own + 1 :] if argv[own] == "--" else argv[own:]
+    return options
+
+
 def main() -> int:
     """Entry; an error is one line that names the object and the way out."""
-    options = _parser().parse_args()
+    options = parse(sys.argv[1:])
     if os.geteuid() != 0:
         sys.stderr.write("testbed: the testbed makes namespaces and mounts: run it as root\n")
         return 1
