@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,10 +22,10 @@ from godwit_agent.hostops import procs
 from godwit_agent.hostops.files import netfiles
 from godwit_agent.hostops.inspector import HostInspector
 from godwit_agent.hostops.model import PodState
-from host import nfs
 from host.lab import BASE, ROOT, Lab, Node
 from host.test_kernel_objects import move
 from host.test_mechanisms import Agent
+from lab import nfs
 
 _ABSENT = nfs.missing() if os.geteuid() == 0 else "needs root"
 pytestmark = [
@@ -35,8 +35,30 @@ pytestmark = [
 ]
 
 IP = "10.98.0.6"
+SERVER = "10.99.0.1"
 SERVERS = ROOT / "lab/servers"
 VOLUME = "/var/lib/volume"
+# a gap ends it
+READER = """
+import socket, threading, time
+def read():
+    seen, line = 0, ''
+    with open('/net/log', 'r+') as log:
+        while True:
+            line += log.readline()
+            if not line.endswith('\\n'):
+                time.sleep(0.02)
+                continue
+            seen += 1
+            assert int(line) == seen, (line, seen)
+            line = ''
+            with open('/tmp/seen', 'w') as file:
+                file.write(str(seen))
+threading.Thread(target=read).start()
+server = socket.create_server(('', 7000))
+while True:
+    server.accept()
+"""
 HOLDER = """
 import fcntl, os, socket
 locked = open('/net/locked', 'w')
@@ -52,17 +74,27 @@ while True:
 """
 
 
+@contextlib.contextmanager
+def mounted(node: Node, directory: str) -> Iterator[None]:
+    """As a kubelet mounts it. A server knows its clients by the names of their hosts."""
+    options = f"addr={SERVER},clientaddr={node.address},vers=4.2,proto=tcp,sec=sys,nosharecache"
+    node.run("mkdir", "-p", directory)
+    node.run(
+        *("nsenter", f"--uts=/proc/{node.pid}/ns/uts", "sh", "-c"),
+        *('hostname "$0" && mount -i -t nfs4 -o "$1" "$2" "$3"', node.name),
+        *(options, f"{SERVER}:/", directory),
+    )
+    try:
+        yield
+    finally:
+        node.run("umount", "-l", directory)
+
+
 @pytest.fixture
 def volume(scene: Lab) -> Iterator[Path]:
     """What the server exports; both nodes have it mounted, containers at ``/net``."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, contextlib.ExitStack() as stack:
-        directory = Path(name)
-        # an overlay cannot be exported
-        subprocess.run(("mount", "-t", "tmpfs", "tmpfs", name), check=True)
-        stack.callback(subprocess.run, ("umount", "-l", name), check=True)
-        stack.enter_context(nfs.serving(scene, directory))
-        for node in (scene.a, scene.b):
-            stack.enter_context(nfs.mounted(node, VOLUME))
+    server = nfs.serving("nsenter", f"--net=/proc/{scene.client.pid}/ns/net")
+    with server as directory, mounted(scene.a, VOLUME), mounted(scene.b, VOLUME):
         scene.binds["/net"] = VOLUME
         yield directory
 
@@ -115,6 +147,36 @@ def test_every_line_is_there_once(scene: Lab, volume: Path) -> None:
     assert digests(seen, wanted) == wanted
     os.sync()  # what was written last may still be with the client
     assert digests(volume, wanted) == wanted
+
+
+def test_reader_of_what_another_client_writes(scene: Lab, volume: Path) -> None:
+    """The file grows all the time, also while its reader stands still."""
+    log = volume / "log"
+    log.touch()
+    state = start(scene, scene.a, "python3", "-c", READER)
+    await_port(scene)
+    stop, written = threading.Event(), 0
+
+    def write() -> None:
+        nonlocal written
+        with log.open("a", buffering=1) as file:
+            while not stop.wait(0.01):
+                written += 1
+                print(written, file=file)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for here, there in ((scene.a, scene.b), (scene.b, scene.a)):
+            _, state = move(scene, state, here, there)
+    finally:
+        stop.set()
+        writer.join()
+    seen = Path(f"/proc/{state.containers[0].init_pid}/root/tmp/seen")
+    deadline = time.monotonic() + 90  # as long as a client may believe what it knows of a file
+    while (number := int(seen.read_text() or 0)) < written:
+        assert time.monotonic() < deadline, (number, written)
+        time.sleep(0.2)
 
 
 def test_refused_by_name(scene: Lab, volume: Path) -> None:

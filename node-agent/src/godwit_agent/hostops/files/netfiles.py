@@ -34,6 +34,9 @@ _FUSE = "fuse."
 _DELETED = " (deleted)"
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit machines, fcntl_locking(2)
 _AT_ONCE = 16
+# linux/fcntl.h, linux/stat.h
+_AT_FDCWD, _AT_STATX_FORCE_SYNC = -100, 0x2000
+_STATX_BASIC_STATS, _SIZE_OF_STATX = 0x7FF, 256
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -81,7 +84,10 @@ def misnamed(pid: int, number: int, target: str) -> Iterator[str]:
     try:
         if opened is None or not target.startswith("/") or str(root.readlink()) != "/":
             return
-        there = (root / target[1:]).lstat()
+        path = root / target[1:]
+        for directory in reversed(path.relative_to(root).parents):
+            _renew(root / directory)
+        there = path.lstat()
         same = (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
     except OSError:
         # closed meanwhile?
@@ -91,6 +97,14 @@ def misnamed(pid: int, number: int, target: str) -> Iterator[str]:
             f"has {target} open, which has been renamed, removed or replaced on its server (by "
             "another pod?): close it"
         )
+
+
+def _renew(directory: Path) -> None:
+    """An NFS client believes what it knows of a directory for up to a minute (nfs(5),
+    ``acdirmax``), and with it which file has which name; unless it is asked not to (statx(2)).
+    What is wrong is seen by whoever looks next."""
+    area = ctypes.create_string_buffer(_SIZE_OF_STATX)
+    _libc.statx(_AT_FDCWD, bytes(directory), _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, area)
 
 
 def locked_at_server(pid: int, number: int, target: str) -> Iterator[str]:

@@ -1,16 +1,15 @@
-"""An NFS server for tests: the kernel's, version 4.2, in a network namespace of the lab."""
+"""An NFS server: the kernel's, version 4.2, in a network namespace. Most machines have none; a test
+asks what is ``missing``."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from host.lab import Lab, Node
-
-ADDRESS = "10.99.0.1"
 _PROGRAMS = ("rpc.nfsd", "rpc.mountd", "exportfs")
 
 # State of the programs is of this mount namespace alone; `echo` comes when the server serves.
@@ -45,34 +44,22 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def serving(scene: Lab, directory: Path) -> Iterator[None]:
-    """``directory`` is exported to both nodes as the root of ``ADDRESS``."""
-    enter = ("nsenter", f"--net=/proc/{scene.client.pid}/ns/net", "unshare", "--mount")
-    with subprocess.Popen(
-        (*enter, "sh", "-c", _SERVE, str(directory)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout
-        assert server.stdout.readline() == "ready\n"
+def serving(*within: str) -> Iterator[Path]:
+    """A directory that everybody may mount as the root of the server. ``within``: a command that
+    runs another one in the server's network namespace."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        # an overlay cannot be exported
+        subprocess.run(("mount", "-t", "tmpfs", "tmpfs", name), check=True)
+        server = subprocess.Popen(
+            (*within, "unshare", "--mount", "sh", "-c", _SERVE, name),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
-            yield
+            assert server.stdout
+            assert server.stdout.readline() == "ready\n"
+            yield Path(name)
         finally:
             server.communicate("end\n", timeout=60)
-
-
-@contextlib.contextmanager
-def mounted(node: Node, directory: str) -> Iterator[None]:
-    """As the kubelet of ``node`` mounts it. A server knows its clients by their hosts' names."""
-    options = f"addr={ADDRESS},clientaddr={node.address},vers=4.2,proto=tcp,sec=sys,nosharecache"
-    node.run("mkdir", "-p", directory)
-    node.run(
-        *("nsenter", f"--uts=/proc/{node.pid}/ns/uts", "sh", "-c"),
-        *('hostname "$0" && mount -i -t nfs4 -o "$1" "$2" "$3"', node.name),
-        *(options, f"{ADDRESS}:/", directory),
-    )
-    try:
-        yield
-    finally:
-        node.run("umount", "-l", directory)
+            subprocess.run(("umount", "-l", name), check=True)
