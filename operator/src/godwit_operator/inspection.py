@@ -232,10 +232,10 @@ class Inspection:
             report = await agent.get_node()
             answer = await agent.check_target(request)
         except Retryable as failure:
-            return [
-                *told,
-                obstacle(Reason.AGENT_UNREACHABLE, f"Node {node.name}: {failure.message}"),
-            ]
+            message = f"Node {node.name}: {failure.message}"
+            if failure.reason in (Reason.AGENT_UNREACHABLE, Reason.TIMED_OUT):
+                message += "; is the node agent's pod there running?"
+            return [*told, obstacle(Reason.AGENT_UNREACHABLE, message)]
         except GodwitError as failure:
             return [*told, obstacle(failure.reason, f"Node {node.name}: {failure.message}")]
         found = [ObstacleView(reason=o.reason, message=o.message) for o in answer.obstacles]
