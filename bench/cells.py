@@ -56,9 +56,9 @@ class Cell:
 
 MAIN = Cell("redis", 512, moves=10)
 SMALL = Cell("redis", 64, moves=10)
-LARGE = Cell("redis", 4096, moves=5)
+LARGE = Cell("redis", 4096, moves=10)
 DEMO = Cell("redis", 200, moves=10)
-BUSY = Cell("redis", 2048, link_mbit=1000, interval_ms=0, moves=3, limit="100M")
+BUSY = Cell("redis", 2048, link_mbit=1000, interval_ms=0, moves=6, limit="100M")
 BUSY_UNLIMITED = replace(BUSY, limit="")
 SHARED = Cell("shared", 512, dirty_rate=10, moves=3)
 # What is refused without it.
