@@ -37,6 +37,12 @@
  * process of another user only to CAP_SYS_RESOURCE, which some nodes withhold from root;
  * /proc/PID/limits says the same to everybody.
  *
+ * Where does a cgroup namespace begin? (criu/proc_parse.c, parse_thread_cgroup) The guard keeps the
+ * processes in a cgroup outside of their namespace's root, which their own /proc/self/cgroup shows
+ * as a path that begins with "/.." (cgroup_namespaces(7)). CRIU looks for that path at the end of
+ * the one it sees itself, and refuses. Nobody uses what it wants to know, since cgroups are not
+ * restored (--manage-cgroups-mode ignore); so the namespace begins where the process is.
+ *
  * How does the page daemon serve a process that changes its memory meanwhile? (criu/uffd.c)
  * - A copy that the kernel refuses because the layout is being changed (EAGAIN) is tried again
  *   from the image. --auto-dedup frees the pages when they are read, so the second time they are
@@ -343,6 +349,33 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 			head->nlmsg_type = CTNETLINK_GET_UNCONFIRMED;
 	}
 	return syscall(SYS_sendmsg, fd, message, flags);
+}
+
+/* Lines of /proc/PID/cgroup, whose paths outside of the namespace become its root. */
+static size_t within_namespace(char *text, size_t size)
+{
+	size_t from = 0, to = 0;
+	while (from < size) {
+		const char *end = memchr(text + from, '\n', size - from);
+		const size_t length = end ? (size_t)(end - text) - from + 1 : size - from;
+		char *path = memmem(text + from, length, ":/../", 5);
+		size_t kept = path ? (size_t)(path - text) - from + 2 : length;
+		memmove(text + to, text + from, kept);
+		to += kept;
+		if (path && end)
+			text[to++] = '\n';
+		from += length;
+	}
+	return to;
+}
+
+/* CRIU reads nothing else this way. */
+FILE *fmemopen(void *buffer, size_t size, const char *mode)
+{
+	static FILE *(*next)(void *, size_t, const char *);
+	if (!next)
+		next = (FILE *(*)(void *, size_t, const char *))dlsym(RTLD_NEXT, "fmemopen");
+	return next(buffer, within_namespace(buffer, size), mode);
 }
 
 static int init_pid(void)

@@ -151,6 +151,8 @@ class Lab:
         self._stack = contextlib.ExitStack()
         self._scratch = scratch
         self.tag = uuid.uuid4().hex[:6]
+        # as containerd's CRI does it
+        self.cgroup_namespaces = Path("/sys/fs/cgroup/cgroup.controllers").exists()
         self.binds: dict[str, str] = {}  # where containers mount what directories of their node
         try:
             self._make()
@@ -283,6 +285,7 @@ class Lab:
             {"type": "network", "path": f"/proc/{pod.pause.pid}/ns/net"},
             {"type": "ipc", "path": f"/proc/{pod.pause.pid}/ns/ipc"},
             {"type": "uts", "path": f"/proc/{pod.pause.pid}/ns/uts"},
+            *([{"type": "cgroup"}] if self.cgroup_namespaces else []),
         ]  # fmt: skip
         self._bundle(pod, pod.container_id, "container", spec)
         return directory

@@ -27,6 +27,13 @@ const (
 	requestRestore = 2
 )
 
+// CgroupNamespace names the variable that asks for a cgroup namespace around a restore.
+//
+// CRIU would make it with the cgroups that it restores; ours are the runtime's, and it restores
+// none (--manage-cgroups-mode ignore). runc has put us into the container's cgroup before it sends
+// the request (libcontainer, criuApplyCgroups), and that is the root of a namespace made now.
+const CgroupNamespace = "GODWIT_CGROUP_NAMESPACE"
+
 var errClosed = errors.New("the gate says no")
 
 // Main runs as `criu`; it returns only on failure.
@@ -39,6 +46,10 @@ func Main(dirs state.Dirs, argv []string) int {
 				fmt.Fprintf(os.Stderr, "godwit: %s: %v\n", directory, err)
 				return 1
 			}
+			if err := enterNamespace(); err != nil {
+				fmt.Fprintf(os.Stderr, "godwit: a cgroup namespace: %v\n", err)
+				return 1
+			}
 		}
 	}
 	binary := filepath.Join(dirs.Opt, "criu", "criu")
@@ -46,6 +57,15 @@ func Main(dirs state.Dirs, argv []string) int {
 	err := syscall.Exec(binary, argv, environment(dirs, os.Environ()))
 	fmt.Fprintf(os.Stderr, "godwit: %s: %v\n", binary, err)
 	return 127
+}
+
+// enterNamespace is for the thread that goes on: it is the one that becomes CRIU.
+func enterNamespace() error {
+	if os.Getenv(CgroupNamespace) == "" {
+		return nil
+	}
+	runtime.LockOSThread()
+	return syscall.Unshare(syscall.CLONE_NEWCGROUP)
 }
 
 // mustWait peeks at the request: field 1 (type), a varint, comes first.
@@ -133,7 +153,7 @@ func environment(dirs state.Dirs, from []string) []string {
 	kept := make([]string, 0, len(from))
 	for _, entry := range from {
 		switch {
-		case strings.HasPrefix(entry, "GODWIT_GATE="):
+		case strings.HasPrefix(entry, "GODWIT_GATE="), strings.HasPrefix(entry, CgroupNamespace+"="):
 		case strings.HasPrefix(entry, "PATH="):
 			// ours first: CRIU's tar is quicker than the node's
 			parts := []string{filepath.Join(dirs.Opt, "criu", "bin")}

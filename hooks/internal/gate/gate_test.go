@@ -89,8 +89,8 @@ func TestNoGateIsNoOpenGate(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	dirs := state.Dirs{Opt: "/opt/godwit"}
-	got := strings.Join(environment(dirs, []string{"A=b", "GODWIT_GATE=/g", "PATH=/opt/godwit/gate:/usr/bin"}), "\n")
-	if strings.Contains(got, "GODWIT_GATE=") || strings.Contains(got, "/opt/godwit/gate:") {
+	got := strings.Join(environment(dirs, []string{"A=b", "GODWIT_GATE=/g", CgroupNamespace + "=1", "PATH=/opt/godwit/gate:/usr/bin"}), "\n")
+	if strings.Contains(got, "GODWIT_GATE=") || strings.Contains(got, CgroupNamespace) || strings.Contains(got, "/opt/godwit/gate:") {
 		t.Errorf("the gate is still in the way:\n%s", got)
 	}
 	if !strings.Contains(got, "/opt/godwit/criu/bin") || !strings.Contains(got, "A=b") {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"godwit.io/hooks/internal/failpoint"
+	"godwit.io/hooks/internal/gate"
 	"godwit.io/hooks/internal/state"
 )
 
@@ -144,6 +145,9 @@ func runRestore(dirs state.Dirs, real string, call Command, container state.Cont
 		"PATH="+filepath.Join(dirs.Opt, "gate")+":"+os.Getenv("PATH"),
 		"GODWIT_GATE="+container.Dir,
 		"CRIU_CONFIG_FILE="+filepath.Join(container.Dir, "criu.conf"))
+	if ownCgroupNamespace(bundleOf(call)) {
+		child.Env = append(child.Env, gate.CgroupNamespace+"=1")
+	}
 	// If containerd gives up and kills us, nothing may go on restoring behind its back.
 	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := child.Start(); err != nil {
@@ -165,6 +169,29 @@ func runRestore(dirs state.Dirs, real string, call Command, container state.Cont
 		code = 1
 	}
 	return code, lastError(call.Value("log"), container.Work)
+}
+
+// ownCgroupNamespace: whether the container's cgroup is the root of what it sees, which is the rule
+// where cgroup v2 is alone (config-linux.md of the OCI runtime specification, namespaces).
+func ownCgroupNamespace(bundle string) bool {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return false // runc says it better
+	}
+	var config struct {
+		Linux struct {
+			Namespaces []struct{ Type, Path string }
+		}
+	}
+	if json.Unmarshal(data, &config) != nil {
+		return false
+	}
+	for _, one := range config.Linux.Namespaces {
+		if one.Type == "cgroup" {
+			return one.Path == ""
+		}
+	}
+	return false
 }
 
 func withoutPath(from []string) []string {

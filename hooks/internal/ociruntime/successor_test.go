@@ -157,6 +157,27 @@ while [ $# -gt 0 ]; do [ "$1" = --pid-file ] && echo 4711 > "$2"; shift; done`)
 	}
 }
 
+func TestCgroupNamespaceOfTheContainersOwn(t *testing.T) {
+	for config, want := range map[string]bool{
+		`{"linux":{"namespaces":[{"type":"pid"},{"type":"cgroup"}]}}`:             true,
+		`{"linux":{"namespaces":[{"type":"cgroup","path":"/proc/1/ns/cgroup"}]}}`: false,
+		`{"linux":{"namespaces":[{"type":"pid"}]}}`:                               false,
+		`{}`: false,
+		`{`:  false,
+	} {
+		bundle := t.TempDir()
+		if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := ownCgroupNamespace(bundle); got != want {
+			t.Errorf("%s: %v", config, got)
+		}
+	}
+	if ownCgroupNamespace(t.TempDir()) {
+		t.Error("without a config.json")
+	}
+}
+
 func TestFailedRestoreSaysWhy(t *testing.T) {
 	w := newWorld(t)
 	work, directory := t.TempDir(), t.TempDir()
