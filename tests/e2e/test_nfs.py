@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import nfs
 from e2e.support import Scene
-from lab import nfs, workloads
+from lab import workloads
 
 _ABSENT = nfs.missing() if os.geteuid() == 0 else "needs root"
 pytestmark = pytest.mark.skipif(_ABSENT is not None, reason=str(_ABSENT))

@@ -312,12 +312,15 @@ class Lab:
             raise AssertionError(process.stdout.read())
 
     def create(
-        self, pod: Pod, argv: list[str], console: Console | None = None
+        self, pod: Pod, argv: list[str], console: Console | None = None, *, start: bool = True
     ) -> subprocess.Popen[bytes]:
-        """The successor's container, as containerd's shim creates it: through our wrapper."""
+        """The successor's container, as containerd's shim creates and starts it: through our
+        wrapper."""
         directory = self.bundle(pod, argv, terminal=console is not None)
+        runtime = ("/opt/godwit/bin/godwit-runc", "--root", RUNC_ROOT)
+        then = f"{' '.join(runtime)} start {pod.container_id}" if start else "true"
         process = pod.node.popen(
-            *("/opt/godwit/bin/godwit-runc", "--root", RUNC_ROOT, "create"),
+            *("sh", "-c", 'then=$1; shift; "$@" && exec $then', "sh", then, *runtime, "create"),
             *("--bundle", directory, "--pid-file", f"{directory}/init.pid"),
             *_console(console), pod.container_id,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

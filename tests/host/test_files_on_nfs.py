@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import nfs
 from godwit_agent.hostops import procs
 from godwit_agent.hostops.files import netfiles
 from godwit_agent.hostops.inspector import HostInspector
@@ -25,7 +26,6 @@ from godwit_agent.hostops.model import PodState
 from host.lab import BASE, ROOT, Lab, Node
 from host.test_kernel_objects import move
 from host.test_mechanisms import Agent
-from lab import nfs
 
 _ABSENT = nfs.missing() if os.geteuid() == 0 else "needs root"
 pytestmark = [

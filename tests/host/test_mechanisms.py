@@ -27,8 +27,8 @@ from godwit_agent.hostops.net.network import HostNetworks, HostPodNetwork
 from godwit_agent.hostops.pages.memory import HostSourceMemory
 from godwit_agent.hostops.pods import HostPods
 from godwit_agent.hostops.store import HostStores, HostTargetStore
-from godwit_api.errors import Aborted
-from host.lab import BASE, Counter, Lab, Node, Pod
+from godwit_api.errors import Aborted, Retryable
+from host.lab import BASE, RUNC_ROOT, Counter, Lab, Node, Pod
 
 pytestmark = [
     pytest.mark.host,
@@ -377,5 +377,27 @@ def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
     assert agent.hooks.wait(lambda: result.exists() or None, 10)
     with pytest.raises(Aborted):
         agent.restores.wait_waiting(slot, 1)
+    store.destroy()
+    agent.stores.destroy(uid)
+
+
+def test_a_successor_is_not_there_before_the_runtime_has_started_it(scene: Lab) -> None:
+    """Until then a kubelet that is restarted makes the runtime give it up."""
+    agent = Agent(scene.b)
+    uid = str(uuid.uuid4())
+    store = agent.stores.create_target(uid, ("main",), 1 << 20)
+    slot = store.slots()["main"]
+    (scene.b.layout.local(slot.images) / "descriptors.json").write_text("[]")
+    successor = scene.sandbox(scene.b, IP)
+    agent.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
+    create = scene.create(successor, REDIS, start=False)
+    assert create.wait(20) == 0
+    assert (scene.b.layout.local(slot.directory) / "waiting").exists()
+    with pytest.raises(Retryable):
+        agent.restores.wait_waiting(slot, 0.5)
+    runtime = ("/opt/godwit/bin/godwit-runc", "--root", RUNC_ROOT)
+    scene.b.run(*runtime, "start", successor.container_id)
+    assert agent.restores.wait_waiting(slot, 10) == successor.container_id
+    agent.restores.abort(slot)
     store.destroy()
     agent.stores.destroy(uid)

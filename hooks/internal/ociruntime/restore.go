@@ -2,7 +2,9 @@ package ociruntime
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,27 +26,45 @@ type expected struct {
 	done      bool
 }
 
-// expectedOf is nil for an ordinary container. Whatever is unclear about a successor is an error:
-// it must never start empty.
-func expectedOf(dirs state.Dirs, call Command) (*expected, error) {
-	data, err := os.ReadFile(filepath.Join(bundleOf(call), "config.json"))
+// identity is whose container a bundle is.
+type identity struct{ podUID, name string }
+
+// identify is nil for a sandbox, and for what no CRI runtime has made.
+func identify(bundle string) *identity {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if err != nil {
-		return nil, nil // runc says it better
+		return nil // runc says it better
 	}
 	var config struct {
 		Annotations map[string]string `json:"annotations"`
 	}
 	if json.Unmarshal(data, &config) != nil {
-		return nil, nil
+		return nil
 	}
 	notes := config.Annotations
 	kind := first(notes, "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
 	podUID := first(notes, "io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
-	name := first(notes, "io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 	if kind != "container" || podUID == "" {
+		return nil
+	}
+	return &identity{podUID, first(notes, "io.kubernetes.cri.container-name", "io.kubernetes.container.name")}
+}
+
+// expectedOf is nil for an ordinary container. Whatever is unclear about a successor is an error:
+// it must never start empty.
+func expectedOf(dirs state.Dirs, call Command) (*expected, error) {
+	whose := identify(bundleOf(call))
+	if whose == nil {
 		return nil, nil
 	}
+	podUID, name := whose.podUID, whose.name
 	expect, err := dirs.Expected(podUID)
+	if err == nil && expect == nil {
+		if pid := dirs.Living(podUID, name); pid != 0 {
+			err = fmt.Errorf("container %q of this pod runs as process %d, which was moved here and which the runtime has lost: "+
+				"it is not started a second time; deleting the pod ends it", name, pid)
+		}
+	}
 	if err != nil || expect == nil {
 		return nil, err
 	}
@@ -109,6 +129,12 @@ func restore(dirs state.Dirs, real string, call Command, container state.Contain
 			code, message = 1, err.Error()
 		}
 	}
+	if code == 0 && pid > 0 {
+		if err := markMoved(dirs, call, pid); err != nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+			code, message = 1, err.Error()
+		}
+	}
 	if code != 0 {
 		pid = 0
 		dirs.Forget(id)
@@ -117,6 +143,19 @@ func restore(dirs state.Dirs, real string, call Command, container state.Contain
 		return fail(call, err)
 	}
 	return code
+}
+
+// markMoved keeps the container from being created beside its process, should the runtime lose it.
+func markMoved(dirs state.Dirs, call Command, pid int) error {
+	whose := identify(bundleOf(call))
+	if whose == nil {
+		return errors.New("config.json does not say whose container it is")
+	}
+	err := dirs.MarkMoved(call.ContainerID(), state.Moved{PodUID: whose.podUID, Container: whose.name, PID: pid})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, os.ErrProcessDone) {
+		return nil // it has ended: whoever asks for it next says so
+	}
+	return err
 }
 
 func runRestore(dirs state.Dirs, real string, call Command, container state.Container, lease *os.File) (int, string) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -175,6 +176,41 @@ func TestCgroupNamespaceOfTheContainersOwn(t *testing.T) {
 	}
 	if ownCgroupNamespace(t.TempDir()) {
 		t.Error("without a config.json")
+	}
+}
+
+// A kubelet that has lost a container (its requests were cancelled) makes another one.
+func TestNotStartedBesideItsLivingProcess(t *testing.T) {
+	w := newWorld(t)
+	process := exec.Command("sleep", "100")
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	bundle := w.bundle("container", "pod", "c")
+	mine := state.Moved{PodUID: "pod", Container: "c", PID: process.Process.Pid}
+	if err := os.MkdirAll(filepath.Join(w.dirs.Run, "restored"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.dirs.MarkMoved("id", mine); err != nil {
+		t.Fatal(err)
+	}
+	w.dirs.Forget("id")
+	code, _ := w.call("create", "--bundle", bundle, "id2")
+	if code == 0 || strings.Contains(w.calls(), "create") || !strings.Contains(w.logged(), fmt.Sprintf("runs as process %d", mine.PID)) {
+		t.Fatalf("exit %d, %q, %s", code, w.calls(), w.logged())
+	}
+	for _, other := range []string{w.bundle("container", "pod", "d"), w.bundle("container", "other", "c")} {
+		if code, _ := w.call("create", "--bundle", other, "id3"); code != 0 {
+			t.Errorf("exit %d for another one, %s", code, w.logged())
+		}
+	}
+	_ = process.Process.Kill()
+	_ = process.Wait()
+	if code, _ := w.call("create", "--bundle", bundle, "id2"); code != 0 {
+		t.Errorf("exit %d after its end, %s", code, w.logged())
+	}
+	if left, _ := filepath.Glob(filepath.Join(w.dirs.Run, "restored", "*.moved")); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 

@@ -6,14 +6,16 @@ import (
 	"path/filepath"
 	"reflect"
 	"strconv"
+	"strings"
 )
 
 // Marks of restored containers: files in `restored`, named after the container and, but for the
-// first, a suffix. All of them go when the container is deleted.
+// first, a suffix. They go when the container is deleted, but for `moved`, which goes with its process.
 const (
 	started   = ".started"
 	waiting   = ".waiting"
 	postStart = ".post-start"
+	moved     = ".moved"
 )
 
 // Waiting is a container that the runtime takes for running while its process is elsewhere.
@@ -51,6 +53,55 @@ func (d Dirs) MarkRestored(containerID string, hook []string) error {
 // Restored tells whether a container was restored rather than created.
 func (d Dirs) Restored(containerID string) bool { return d.marked(containerID, "") }
 
+// Moved is the first process of a restored container.
+type Moved struct {
+	PodUID    string `json:"pod_uid"`
+	Container string `json:"container"`
+	PID       int    `json:"pid"`
+	Began     string `json:"began"` // its start in clock ticks: numbers are given again
+}
+
+// MarkMoved notes whose process it is, for as long as it lives.
+func (d Dirs) MarkMoved(containerID string, value Moved) error {
+	began, err := startOf(value.PID)
+	if err != nil {
+		return err
+	}
+	value.Began = began
+	return d.write(d.mark(containerID, moved), value)
+}
+
+// Living is the process that a pod's container was restored to, 0 if there is none, or no more.
+func (d Dirs) Living(podUID, container string) int {
+	paths, _ := filepath.Glob(d.mark("*", moved))
+	for _, path := range paths {
+		var value Moved
+		if readJSON(path, &value) != nil {
+			continue
+		}
+		if began, err := startOf(value.PID); err != nil || began != value.Began {
+			_ = os.Remove(path)
+		} else if value.PodUID == podUID && value.Container == container {
+			return value.PID
+		}
+	}
+	return 0
+}
+
+// startOf is field 22 of proc_pid_stat(5); the command before it may have spaces in it. A zombie
+// lives no more.
+func startOf(pid int) (string, error) {
+	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return "", err
+	}
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return "", os.ErrProcessDone
+	}
+	return fields[19], nil
+}
+
 // Forget removes the marks of a container that is deleted.
 func (d Dirs) Forget(containerID string) {
 	if Safe(containerID) {
@@ -60,9 +111,11 @@ func (d Dirs) Forget(containerID string) {
 	}
 }
 
-// MarkStarted notes that start has been called for a restored container.
+// MarkStarted notes that start has been called for a restored container, and tells the agent, which
+// waits for it.
 func (d Dirs) MarkStarted(containerID string) {
 	_ = os.WriteFile(d.mark(containerID, started), nil, 0o600)
+	d.Ring()
 }
 
 // Started tells whether start has been called for a restored container.

@@ -367,7 +367,8 @@ class Restores(Protocol):
     """The target's restores: ``runc restore`` is run by the hook, this is the other side."""
 
     def wait_waiting(self, slot: Slot, timeout_s: float) -> str:
-        """Container id that waits at the gate. ``Retryable(TimedOut)``;
+        """Container id that waits at the gate, and that the runtime has started (unless it has a
+        terminal, for which the runtime waits itself). ``Retryable(TimedOut)``;
         ``Aborted(SuccessorFailed)`` when the restore ended already."""
 
     def restore(self, slot: Slot, timeout_s: float) -> Restored:

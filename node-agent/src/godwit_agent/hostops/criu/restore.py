@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from godwit_agent.hostops import procs
 from godwit_agent.hostops.criu.gate import Gate
@@ -38,7 +39,8 @@ class HostRestores:
         gate = Gate(directory)
 
         def look() -> bool | None:
-            return True if gate.waiting() or (directory / "result.json").exists() else None
+            waits = gate.waiting() and self._started(directory)
+            return True if waits or (directory / "result.json").exists() else None
 
         if self._hooks.wait(look, timeout_s) is None:
             message = f"container {slot.container} has not come to the gate yet"
@@ -50,6 +52,20 @@ class HostRestores:
         except FileNotFoundError as error:
             message = f"container {slot.container} waits but nobody has claimed it"
             raise Aborted(Reason.SUCCESSOR_FAILED, message) from error
+
+    def _started(self, directory: Path) -> bool:
+        """The runtime has taken the container for running. Before that a kubelet that is restarted
+        makes it give the container up (its requests are cancelled), without a word to the hook; and
+        the process that came then would be nobody's. For a terminal the runtime waits until the
+        process is there."""
+        if not (directory / "placeholder").exists():
+            return True
+        try:
+            container_id = (directory / "claimed").read_text().strip()
+        except FileNotFoundError:
+            return False
+        mark = f"{self._layout.run_dir}/restored/{container_id}.started"
+        return self._layout.local(mark).exists()
 
     def restore(self, slot: Slot, timeout_s: float) -> Restored:
         directory = self._layout.local(slot.directory)

@@ -22,12 +22,12 @@ touch /var/lib/nfs/etab /var/lib/nfs/rmtab
 mount -t nfsd nfsd /proc/fs/nfsd
 echo 10 > /proc/fs/nfsd/nfsv4gracetime
 exportfs -i -o rw,async,no_root_squash,no_subtree_check,insecure,fsid=0 "*:$0"
-rpc.mountd --no-nfs-version 3
+rpc.mountd --no-nfs-version 3 --foreground &
 rpc.nfsd --no-nfs-version 3 --nfs-version 4.2 --no-udp 8 || rpc.nfsd --no-nfs-version 3 8
 echo ready
 read end
 rpc.nfsd 0
-pkill -x rpc.mountd
+kill $!
 """
 
 
