@@ -16,7 +16,13 @@ import (
 // source has committed. What would end it must not reach it: it may be the only one soon.
 func whileWaiting(dirs state.Dirs, call Command, waits state.Waiting) (int, bool) {
 	switch call.Name {
-	case "kill", "pause", "resume", "update":
+	case "kill":
+		// before the commit the agent hears of it in time, behind it this copy is the only one
+		if err := dirs.MarkKilled(call.ContainerID()); err != nil {
+			return fail(call, err), true
+		}
+		return 0, true
+	case "pause", "resume", "update":
 		return 0, true
 	case "exec":
 		command := commandOf(call)

@@ -102,6 +102,9 @@ func TestCreateReturnsBeforeTheProcessIsThere(t *testing.T) {
 	if !strings.Contains(w.logged(), "container is migrating") {
 		t.Errorf("nothing is said: %s", w.logged())
 	}
+	if _, err := os.Stat(filepath.Join(w.dirs.Run, "restored", "id.killed")); err != nil {
+		t.Errorf("the agent does not hear that the runtime has given it up: %v", err)
+	}
 	w.openGate(directory, fmt.Sprintf("%d 0", number))
 	if result := w.result(directory); result != (state.Result{ContainerID: "id", PID: number}) {
 		t.Errorf("result %+v", result)

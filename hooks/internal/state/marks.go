@@ -14,6 +14,7 @@ import (
 const (
 	started   = ".started"
 	waiting   = ".waiting"
+	killed    = ".killed"
 	postStart = ".post-start"
 	moved     = ".moved"
 )
@@ -105,7 +106,7 @@ func startOf(pid int) (string, error) {
 // Forget removes the marks of a container that is deleted.
 func (d Dirs) Forget(containerID string) {
 	if Safe(containerID) {
-		for _, suffix := range []string{"", started, waiting, postStart} {
+		for _, suffix := range []string{"", started, waiting, killed, postStart} {
 			_ = os.Remove(d.mark(containerID, suffix))
 		}
 	}
@@ -120,6 +121,11 @@ func (d Dirs) MarkStarted(containerID string) {
 
 // Started tells whether start has been called for a restored container.
 func (d Dirs) Started(containerID string) bool { return d.marked(containerID, started) }
+
+// MarkKilled notes that the runtime has asked a container that waits to end: it has given it up.
+func (d Dirs) MarkKilled(containerID string) error {
+	return os.WriteFile(d.mark(containerID, killed), nil, 0o600)
+}
 
 // TakePostStart tells whether a command is the postStart hook of a restored container; once.
 func (d Dirs) TakePostStart(containerID string, command []string) bool {

@@ -43,6 +43,14 @@ def test_a_container_without_a_bundle_was_given_up(tmp_path: Path) -> None:
     assert given_up(layout, "a")
 
 
+def test_a_container_that_was_asked_to_end_was_given_up(tmp_path: Path) -> None:
+    layout = Layout(host_pid=os.getpid(), run_dir=HostPath(str(tmp_path)))
+    (tmp_path / "restored").mkdir()
+    assert not given_up(layout, "a")
+    (tmp_path / "restored/a.killed").touch()
+    assert given_up(layout, "a")
+
+
 def test_a_container_has_ended_when_its_first_process_has(tmp_path: Path) -> None:
     process = subprocess.Popen(["sleep", "60"])
     (tmp_path / "a").mkdir()

@@ -84,7 +84,7 @@ class HostRestores:
         if given_up(self._layout, restored.container_id):
             message = (
                 f"container {slot.container}: the container runtime has given it up while it was "
-                "restored (was containerd restarted?)"
+                "restored (was containerd or the kubelet restarted, or the pod deleted?)"
             )
             raise Aborted(Reason.RESTORE_FAILED, message)
         return restored
@@ -160,8 +160,11 @@ class HostRestores:
 
 
 def given_up(layout: Layout, container_id: str) -> bool:
-    """Whether containerd has forgotten a container, and would not know of its process: the bundle
-    goes with the task (bundle.Delete, core/runtime/v2). Under CRI-O there is none."""
+    """Whether the runtime has asked a container to end, or containerd has forgotten it and would
+    not know of its process: the bundle goes with the task (bundle.Delete, core/runtime/v2). Under
+    CRI-O there is none."""
+    if layout.local(f"{layout.run_dir}/restored/{container_id}.killed").exists():
+        return True
     tasks = layout.local(layout.tasks_dir)
     return tasks.is_dir() and not (tasks / container_id).exists()
 
