@@ -206,11 +206,12 @@ func TestNotStartedBesideItsLivingProcess(t *testing.T) {
 	}
 	_ = process.Process.Kill()
 	_ = process.Wait()
-	if code, _ := w.call("create", "--bundle", bundle, "id2"); code != 0 {
-		t.Errorf("exit %d after its end, %s", code, w.logged())
-	}
+	w.dirs.Forget("another")
 	if left, _ := filepath.Glob(filepath.Join(w.dirs.Run, "restored", "*.moved")); len(left) != 0 {
 		t.Errorf("left: %v", left)
+	}
+	if code, _ := w.call("create", "--bundle", bundle, "id2"); code != 0 {
+		t.Errorf("exit %d after its end, %s", code, w.logged())
 	}
 }
 

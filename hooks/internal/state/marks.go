@@ -74,6 +74,17 @@ func (d Dirs) MarkMoved(containerID string, value Moved) error {
 
 // Living is the process that a pod's container was restored to, 0 if there is none, or no more.
 func (d Dirs) Living(podUID, container string) int {
+	for _, value := range d.living() {
+		if value.PodUID == podUID && value.Container == container {
+			return value.PID
+		}
+	}
+	return 0
+}
+
+// living are all of them; the marks of those that have ended go.
+func (d Dirs) living() []Moved {
+	var found []Moved
 	paths, _ := filepath.Glob(d.mark("*", moved))
 	for _, path := range paths {
 		var value Moved
@@ -82,11 +93,11 @@ func (d Dirs) Living(podUID, container string) int {
 		}
 		if began, err := startOf(value.PID); err != nil || began != value.Began {
 			_ = os.Remove(path)
-		} else if value.PodUID == podUID && value.Container == container {
-			return value.PID
+		} else {
+			found = append(found, value)
 		}
 	}
-	return 0
+	return found
 }
 
 // startOf is field 22 of proc_pid_stat(5); the command before it may have spaces in it. A zombie
@@ -103,8 +114,9 @@ func startOf(pid int) (string, error) {
 	return fields[19], nil
 }
 
-// Forget removes the marks of a container that is deleted.
+// Forget removes the marks of a container that is deleted, and of processes that have ended.
 func (d Dirs) Forget(containerID string) {
+	d.living()
 	if Safe(containerID) {
 		for _, suffix := range []string{"", started, waiting, killed, postStart} {
 			_ = os.Remove(d.mark(containerID, suffix))
