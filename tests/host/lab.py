@@ -203,6 +203,7 @@ class Lab:
         self._stack.callback(_end, process)
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
+        self._stack.callback(_end_within, os.readlink(f"/proc/{process.pid}/ns/mnt"))
         node = Node(name, address, process, directory)
         self._in_client(
             *("ip", "link", "add", f"v{name}", "type", "veth"),
@@ -384,6 +385,14 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
     if process.stdout:
         process.stdout.close()
+
+
+def _end_within(namespace: str) -> None:
+    """Whatever a test that failed has left in a node's mount namespace: the restores that wait."""
+    for directory in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if directory.name.isdecimal() and os.readlink(directory / "ns/mnt") == namespace:
+                os.kill(int(directory.name), signal.SIGKILL)
 
 
 def _console(console: Console | None) -> tuple[str, ...]:

@@ -353,15 +353,22 @@ def test_a_restarted_agent_lets_the_source_go_on(scene: Lab, dumped: bool) -> No
     dump._clean()
 
 
-def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
-    """The runtime has a process from the beginning; it ends, and the hook says why."""
-    agent = Agent(scene.b)
-    uid = str(uuid.uuid4())
+def expected(scene: Lab) -> tuple[Agent, HostTargetStore, Pod, str]:
+    """The sandbox of a successor on the second node, whose container is yet to be created; with
+    the migration's UID."""
+    agent, uid = Agent(scene.b), str(uuid.uuid4())
     store = agent.stores.create_target(uid, ("main",), 1 << 20)
-    slot = store.slots()["main"]
-    (scene.b.layout.local(slot.images) / "descriptors.json").write_text("[]")
+    images = scene.b.layout.local(store.slots()["main"].images)
+    (images / "descriptors.json").write_text("[]")
     successor = scene.sandbox(scene.b, IP)
     agent.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
+    return agent, store, successor, uid
+
+
+def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
+    """The runtime has a process from the beginning; it ends, and the hook says why."""
+    agent, store, successor, uid = expected(scene)
+    slot = store.slots()["main"]
     create = scene.create(successor, REDIS)
     assert agent.restores.wait_waiting(slot, 10) == successor.container_id
     assert create.wait(10) == 0
@@ -383,13 +390,8 @@ def test_a_successor_is_refused_at_its_gate(scene: Lab) -> None:
 
 def test_a_successor_is_not_there_before_the_runtime_has_started_it(scene: Lab) -> None:
     """Until then a kubelet that is restarted makes the runtime give it up."""
-    agent = Agent(scene.b)
-    uid = str(uuid.uuid4())
-    store = agent.stores.create_target(uid, ("main",), 1 << 20)
+    agent, store, successor, uid = expected(scene)
     slot = store.slots()["main"]
-    (scene.b.layout.local(slot.images) / "descriptors.json").write_text("[]")
-    successor = scene.sandbox(scene.b, IP)
-    agent.hooks.expect(successor.uid, uid, 1, (IP,), store.slots())
     create = scene.create(successor, REDIS, start=False)
     assert create.wait(20) == 0
     assert (scene.b.layout.local(slot.directory) / "waiting").exists()

@@ -26,38 +26,52 @@ type expected struct {
 	done      bool
 }
 
-// identity is whose container a bundle is.
-type identity struct{ podUID, name string }
+// bundle is what its config.json says of a container (the OCI runtime specification, config.md).
+type bundle struct {
+	Annotations map[string]string `json:"annotations"`
+	Linux       struct {
+		Namespaces []struct{ Type, Path string }
+	}
+}
 
-// identify is nil for a sandbox, and for what no CRI runtime has made.
-func identify(bundle string) *identity {
-	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
-	if err != nil {
-		return nil // runc says it better
+// bundleFor is empty where there is no such file, or no JSON in it: runc says that better.
+func bundleFor(call Command) bundle {
+	var read bundle
+	data, err := os.ReadFile(filepath.Join(bundleOf(call), "config.json"))
+	if err != nil || json.Unmarshal(data, &read) != nil {
+		return bundle{}
 	}
-	var config struct {
-		Annotations map[string]string `json:"annotations"`
+	return read
+}
+
+// whose is the container's pod and name; no pod for a sandbox, and for what no CRI runtime has made.
+func (b bundle) whose() (podUID, name string) {
+	notes := b.Annotations
+	if first(notes, "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType") != "container" {
+		return "", ""
 	}
-	if json.Unmarshal(data, &config) != nil {
-		return nil
+	return first(notes, "io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"),
+		first(notes, "io.kubernetes.cri.container-name", "io.kubernetes.container.name")
+}
+
+// ownCgroupNamespace: whether the container's cgroup is the root of what it sees, which is the rule
+// where cgroup v2 is alone.
+func (b bundle) ownCgroupNamespace() bool {
+	for _, one := range b.Linux.Namespaces {
+		if one.Type == "cgroup" {
+			return one.Path == ""
+		}
 	}
-	notes := config.Annotations
-	kind := first(notes, "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
-	podUID := first(notes, "io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid")
-	if kind != "container" || podUID == "" {
-		return nil
-	}
-	return &identity{podUID, first(notes, "io.kubernetes.cri.container-name", "io.kubernetes.container.name")}
+	return false
 }
 
 // expectedOf is nil for an ordinary container. Whatever is unclear about a successor is an error:
 // it must never start empty.
 func expectedOf(dirs state.Dirs, call Command) (*expected, error) {
-	whose := identify(bundleOf(call))
-	if whose == nil {
+	podUID, name := bundleFor(call).whose()
+	if podUID == "" {
 		return nil, nil
 	}
-	podUID, name := whose.podUID, whose.name
 	expect, err := dirs.Expected(podUID)
 	if err == nil && expect == nil {
 		if pid := dirs.Living(podUID, name); pid != 0 {
@@ -147,11 +161,11 @@ func restore(dirs state.Dirs, real string, call Command, container state.Contain
 
 // markMoved keeps the container from being created beside its process, should the runtime lose it.
 func markMoved(dirs state.Dirs, call Command, pid int) error {
-	whose := identify(bundleOf(call))
-	if whose == nil {
+	podUID, name := bundleFor(call).whose()
+	if podUID == "" {
 		return errors.New("config.json does not say whose container it is")
 	}
-	err := dirs.MarkMoved(call.ContainerID(), state.Moved{PodUID: whose.podUID, Container: whose.name, PID: pid})
+	err := dirs.MarkMoved(call.ContainerID(), state.Moved{PodUID: podUID, Container: name, PID: pid})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, os.ErrProcessDone) {
 		return nil // it has ended: whoever asks for it next says so
 	}
@@ -184,7 +198,7 @@ func runRestore(dirs state.Dirs, real string, call Command, container state.Cont
 		"PATH="+filepath.Join(dirs.Opt, "gate")+":"+os.Getenv("PATH"),
 		"GODWIT_GATE="+container.Dir,
 		"CRIU_CONFIG_FILE="+filepath.Join(container.Dir, "criu.conf"))
-	if ownCgroupNamespace(bundleOf(call)) {
+	if bundleFor(call).ownCgroupNamespace() {
 		child.Env = append(child.Env, gate.CgroupNamespace+"=1")
 	}
 	// If containerd gives up and kills us, nothing may go on restoring behind its back.
@@ -208,29 +222,6 @@ func runRestore(dirs state.Dirs, real string, call Command, container state.Cont
 		code = 1
 	}
 	return code, lastError(call.Value("log"), container.Work)
-}
-
-// ownCgroupNamespace: whether the container's cgroup is the root of what it sees, which is the rule
-// where cgroup v2 is alone (config-linux.md of the OCI runtime specification, namespaces).
-func ownCgroupNamespace(bundle string) bool {
-	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
-	if err != nil {
-		return false // runc says it better
-	}
-	var config struct {
-		Linux struct {
-			Namespaces []struct{ Type, Path string }
-		}
-	}
-	if json.Unmarshal(data, &config) != nil {
-		return false
-	}
-	for _, one := range config.Linux.Namespaces {
-		if one.Type == "cgroup" {
-			return one.Path == ""
-		}
-	}
-	return false
 }
 
 func withoutPath(from []string) []string {

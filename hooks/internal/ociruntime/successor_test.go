@@ -166,15 +166,15 @@ func TestCgroupNamespaceOfTheContainersOwn(t *testing.T) {
 		`{}`: false,
 		`{`:  false,
 	} {
-		bundle := t.TempDir()
-		if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(config), 0o600); err != nil {
+		directory := t.TempDir()
+		if err := os.WriteFile(filepath.Join(directory, "config.json"), []byte(config), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := ownCgroupNamespace(bundle); got != want {
+		if got := bundleFor(Parse([]string{"create", "--bundle", directory, "id"})).ownCgroupNamespace(); got != want {
 			t.Errorf("%s: %v", config, got)
 		}
 	}
-	if ownCgroupNamespace(t.TempDir()) {
+	if bundleFor(Parse([]string{"create", "--bundle", t.TempDir(), "id"})).ownCgroupNamespace() {
 		t.Error("without a config.json")
 	}
 }

@@ -64,8 +64,7 @@ class HostRestores:
             container_id = (directory / "claimed").read_text().strip()
         except FileNotFoundError:
             return False
-        mark = f"{self._layout.run_dir}/restored/{container_id}.started"
-        return self._layout.local(mark).exists()
+        return _mark(self._layout, container_id, "started").exists()
 
     def restore(self, slot: Slot, timeout_s: float) -> Restored:
         directory = self._layout.local(slot.directory)
@@ -98,8 +97,7 @@ class HostRestores:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         for one in containers:  # from now on the hook treats it as any other
-            mark = f"{self._layout.run_dir}/restored/{one.container_id}.waiting"
-            self._layout.local(mark).unlink(missing_ok=True)
+            _mark(self._layout, one.container_id, "waiting").unlink(missing_ok=True)
         return before
 
     def find(self, slot: Slot) -> Restored | None:
@@ -159,11 +157,16 @@ class HostRestores:
         return Aborted(reason, f"container {slot.container}: {what} {text}".strip())
 
 
+def _mark(layout: Layout, container_id: str, name: str) -> Path:
+    """Of a restored container; hooks/internal/state/marks.go."""
+    return layout.local(f"{layout.run_dir}/restored/{container_id}.{name}")
+
+
 def given_up(layout: Layout, container_id: str) -> bool:
     """Whether the runtime has asked a container to end, or containerd has forgotten it and would
     not know of its process: the bundle goes with the task (bundle.Delete, core/runtime/v2). Under
     CRI-O there is none."""
-    if layout.local(f"{layout.run_dir}/restored/{container_id}.killed").exists():
+    if _mark(layout, container_id, "killed").exists():
         return True
     tasks = layout.local(layout.tasks_dir)
     return tasks.is_dir() and not (tasks / container_id).exists()
