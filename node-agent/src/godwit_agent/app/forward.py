@@ -49,21 +49,41 @@ def run_until_told(session: SourceSession, peer: Peer, stopping: threading.Event
 
 def settle(session: SourceSession, outcome: Outcome) -> None:
     """The copy runs: remember that, forward late packets, end what is left of the source unless
-    the copy still needs it."""
+    the copy still needs it.
+
+    The processes end beside the forwarding, which takes from the pod's network only: each lasts
+    about as long as the other.
+    """
     if not session.journal.has(Step.RUNNING):
         session.journal.append(Step.RUNNING, {"outcome": outcome.to_json()})
     _attempt(session, "hold_address", session.processes.hold_address)
     if session.needed:
         _attempt(session, "hold", session.processes.hold)
-    _forward_late(session)
-    if not session.needed:
-        end(session)
+        _forward_late(session)
+        if not session.needed:
+            end(session)
+    else:
+        late = threading.Thread(target=_forward_late, args=(session,), name="late packets")
+        late.start()
+        try:
+            _kill(session)
+        finally:
+            late.join()
+        _discard(session)
     session.close_outlet()
 
 
 def end(session: SourceSession) -> None:
     """What is left of the source, when nobody needs it any more."""
+    _kill(session)
+    _discard(session)
+
+
+def _kill(session: SourceSession) -> None:
     _attempt(session, "kill", lambda: session.processes.kill(held=session.held))
+
+
+def _discard(session: SourceSession) -> None:
     _attempt(session, "discard", session.processes.discard)
 
 
