@@ -10,6 +10,9 @@ from typing import Any
 
 WARM_UP = 5
 """Samples of a series that do not count: a process that has just begun takes what it needs."""
+MEMORY_WARM_UP = 0.5
+"""Share of a series of memory that does not count: a heap fills its gaps for half an hour before
+it stays what it is. A leak goes on in the second half of a process' life, a warm-up does not."""
 FEWEST = 10
 """Samples behind the warm-up that a series must have to be judged."""
 KEPT = frozenset({"journals"})
@@ -39,13 +42,14 @@ def judge(name: tuple[str, ...], points: Sequence[tuple[float, float]]) -> Verdi
     None for a series that is too short to say anything. Allowed is a twentieth of the median,
     and at least 2 MiB of memory or 3 of anything that is counted.
     """
-    points = list(points)[WARM_UP:]
+    memory = name[-1] == "rss_kib"
+    points = points[max(WARM_UP, int(MEMORY_WARM_UP * len(points)) if memory else 0) :]
     if len(points) < FEWEST:
         return None
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(points, 2) if b[0] > a[0]]
     growth = statistics.median(slopes) * (points[-1][0] - points[0][0])
     middle = statistics.median(value for _, value in points)
-    least = RSS_KIB if name[-1] == "rss_kib" else COUNT
+    least = RSS_KIB if memory else COUNT
     return Verdict(name, len(points), middle, growth, max(SHARE * middle, least))
 
 

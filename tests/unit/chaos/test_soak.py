@@ -101,6 +101,18 @@ def test_growth_is_what_a_line_says_and_not_an_outlier() -> None:
     assert flat.judge(name, points(*[20.0] * 14)) is None
 
 
+def test_memory_that_warms_up_is_flat_and_memory_that_leaks_is_not() -> None:
+    name = ("agent", "n1", "7@1", "rss_kib")
+    warm = [93_000.0 + 400 * minute for minute in range(25)] + [103_000.0] * 30
+    warmed = flat.judge(name, points(*warm))
+    assert warmed
+    assert warmed.flat
+    leak = flat.judge(name, points(*[93_000.0 + 250 * minute for minute in range(55)]))
+    assert leak
+    assert not leak.flat
+    assert flat.judge(name, points(*warm[:18])) is None
+
+
 def minute(number: int, **changes: Any) -> dict[str, Any]:
     process = {"kind": "agent", "node": "n1", "series": "7@1", "rss_kib": 90_000, "fds": 20,
                "threads": 9}  # fmt: skip
@@ -129,7 +141,7 @@ def test_the_report_is_of_the_last_run() -> None:
     assert "30 migrations: 30 Succeeded" in text
     assert "**0 violations**" in text
     assert "5 series were long enough to be judged, 0 of them have grown" in text
-    assert "| agent: memory (RSS, MiB) | 1 | 25 | 87.9 | +0.00 | 4.4 |" in text
+    assert "| agent: memory (RSS, MiB) | 1 | 15 | 87.9 | +0.00 | 4.4 |" in text
     broken = soakreport.render(json.dumps(line) for line in old)
     assert "It has not come to its end" in broken
     assert "minute 1: two copies ran" in broken
