@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import resource
 import select
@@ -265,6 +267,47 @@ def no_new_privileges() -> Check:
     while True:
         yield
         same(said(peer), "1")
+
+
+@check
+def security_label() -> Check:
+    """What the node's AppArmor or SELinux calls each thread; AppArmor adds how strict it is."""
+
+    def labels() -> set[str]:
+        found = set()
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                found.add((task / "attr/current").read_text().strip("\0\n"))
+        return found
+
+    try:
+        first = labels()
+    except OSError as error:
+        raise Unavailable(f"attr/current: {error.strerror}") from error
+    if first == {"unconfined"}:
+        raise Unavailable("not confined")
+    while True:
+        yield
+        same(labels(), first)
+
+
+@check
+def denied_file() -> Check:
+    """/data/denied is nothing that a profile of the node's lets this process write."""
+
+    def answer() -> str:
+        try:
+            Path("/data/denied").write_text("x")
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+        return "written"
+
+    first = answer()
+    if first != os.strerror(errno.EACCES):
+        raise Unavailable(first)
+    while True:
+        yield
+        same(answer(), first)
 
 
 class _Program(ctypes.Structure):

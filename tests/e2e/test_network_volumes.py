@@ -24,37 +24,6 @@ with open('/net/log', 'a') as log:
         print(number, file=log, flush=True)
         time.sleep(0.01)
 """
-# a gap ends it; `seen` lies in its own layer
-_READER = """
-import time
-while True:
-    try:
-        log = open('/net/log', 'r+')
-        break
-    except FileNotFoundError:
-        time.sleep(0.1)
-seen, line = 0, ''
-while True:
-    line += log.readline()
-    if not line.endswith('\\n'):
-        time.sleep(0.02)
-        continue
-    seen += 1
-    assert int(line) == seen, (line, seen)
-    line = ''
-    with open('/tmp/seen', 'w') as file:
-        file.write(str(seen))
-"""
-_HOLDER = """
-import fcntl, os, socket
-locked = open('/net/locked', 'w')
-fcntl.lockf(locked, fcntl.LOCK_EX)
-removed = open('/net/removed', 'w')
-os.unlink('/net/removed')
-server = socket.create_server(('', 7000))
-while True:
-    server.accept()
-"""
 
 
 @pytest.fixture
@@ -165,7 +134,8 @@ def test_every_line_is_there_once(scene: Scene, volume: str) -> None:
 def test_reader_of_what_another_node_writes(scene: Scene, volume: str) -> None:
     """The file grows while its reader stands still: it opens it again as it is then."""
     _start(scene, "writer", scene.nodes[1], "python3", "-c", _WRITER, directory="logs")
-    _start(scene, "reader", scene.nodes[0], "python3", "-c", _READER, directory="logs")
+    reader = ("python3", "/lab/reader.py", "/net/log", "/tmp/seen")
+    _start(scene, "reader", scene.nodes[0], *reader, directory="logs")
     until = "until [ $(cat /tmp/seen || echo 0) -gt $0 ]; do sleep 0.1; done; cat /tmp/seen"
 
     def read_on(after: str) -> str:
@@ -181,7 +151,8 @@ def test_reader_of_what_another_node_writes(scene: Scene, volume: str) -> None:
 
 
 def test_refused_by_name(scene: Scene, volume: str) -> None:
-    _start(scene, "holder", scene.nodes[0], "python3", "-c", _HOLDER, port=7000)
+    holder = ("python3", "/lab/holder.py", "/net", "locked", "removed")
+    _start(scene, "holder", scene.nodes[0], *holder, port=7000)
     before = scene.pod("holder-0")
     status = scene.migrate("holder-0", scene.nodes[1])
     assert status["phase"] == "Rejected", status

@@ -55,6 +55,7 @@ cd {dir}/root
 mkdir -p old base
 mount -t proc proc proc
 mount -t sysfs sysfs sys
+mount --bind /sys/kernel/security sys/kernel/security || true
 mount --rbind /dev dev
 mount --rbind /sys/fs/cgroup sys/fs/cgroup
 mount -t tmpfs -o size=8g,mode=755 tmpfs run
@@ -153,6 +154,7 @@ class Lab:
         self.tag = uuid.uuid4().hex[:6]
         # as containerd's CRI does it
         self.cgroup_namespaces = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        self.apparmor = ""  # profile of the containers
         self.binds: dict[str, str] = {}  # where containers mount what directories of their node
         try:
             self._make()
@@ -280,6 +282,7 @@ class Lab:
             {"destination": "/data", "source": f"{directory}/{EMPTY_DIR}", **bind},
             *({"destination": to, "source": path, **bind} for to, path in self.binds.items()),
         ]
+        spec["process"]["apparmorProfile"] = self.apparmor
         spec["linux"]["cgroupsPath"] = pod.cgroup
         spec["linux"]["namespaces"] = [
             {"type": "pid"}, {"type": "mount"},

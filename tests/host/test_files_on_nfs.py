@@ -23,8 +23,8 @@ from godwit_agent.hostops import procs
 from godwit_agent.hostops.files import netfiles
 from godwit_agent.hostops.inspector import HostInspector
 from godwit_agent.hostops.model import PodState
-from host.lab import BASE, ROOT, Lab, Node
-from host.test_kernel_objects import move
+from host.lab import BASE, ROOT, Lab, Node, Pod
+from host.test_kernel_objects import move, output
 from host.test_mechanisms import Agent
 
 _ABSENT = nfs.missing() if os.geteuid() == 0 else "needs root"
@@ -38,40 +38,6 @@ IP = "10.98.0.6"
 SERVER = "10.99.0.1"
 SERVERS = ROOT / "lab/servers"
 VOLUME = "/var/lib/volume"
-# a gap ends it
-READER = """
-import socket, threading, time
-def read():
-    seen, line = 0, ''
-    with open('/net/log', 'r+') as log:
-        while True:
-            line += log.readline()
-            if not line.endswith('\\n'):
-                time.sleep(0.02)
-                continue
-            seen += 1
-            assert int(line) == seen, (line, seen)
-            line = ''
-            with open('/tmp/seen', 'w') as file:
-                file.write(str(seen))
-threading.Thread(target=read).start()
-server = socket.create_server(('', 7000))
-while True:
-    server.accept()
-"""
-HOLDER = """
-import fcntl, os, socket
-locked = open('/net/locked', 'w')
-fcntl.lockf(locked, fcntl.LOCK_EX)
-flocked = open('/net/flocked', 'w')
-fcntl.flock(flocked, fcntl.LOCK_EX)
-removed = open('/net/removed', 'w')
-os.unlink('/net/removed')
-replaced = open('/net/replaced', 'w')
-server = socket.create_server(('', 7000))
-while True:
-    server.accept()
-"""
 
 
 @contextlib.contextmanager
@@ -153,7 +119,7 @@ def test_reader_of_what_another_client_writes(scene: Lab, volume: Path) -> None:
     """The file grows all the time, also while its reader stands still."""
     log = volume / "log"
     log.touch()
-    state = start(scene, scene.a, "python3", "-c", READER)
+    state = start(scene, scene.a, "python3", "/lab/reader.py", "/net/log", "/tmp/seen")
     await_port(scene)
     stop, written = threading.Event(), 0
 
@@ -164,32 +130,39 @@ def test_reader_of_what_another_client_writes(scene: Lab, volume: Path) -> None:
                 written += 1
                 print(written, file=file)
 
+    def read_on(pod: Pod, state: PodState) -> None:
+        """All that has been written up to now."""
+        seen = Path(f"/proc/{state.containers[0].init_pid}/root/tmp/seen")
+        wanted = written
+        deadline = time.monotonic() + 90  # as long as a client may believe what it knows of a file
+        while (number := int(seen.read_text() or 0) if seen.exists() else 0) < wanted:
+            assert time.monotonic() < deadline, (number, wanted, output(pod))
+            time.sleep(0.2)
+
     writer = threading.Thread(target=write)
     writer.start()
     try:
         for here, there in ((scene.a, scene.b), (scene.b, scene.a)):
-            _, state = move(scene, state, here, there)
+            pod, state = move(scene, state, here, there)
+            read_on(pod, state)
     finally:
         stop.set()
         writer.join()
-    seen = Path(f"/proc/{state.containers[0].init_pid}/root/tmp/seen")
-    deadline = time.monotonic() + 90  # as long as a client may believe what it knows of a file
-    while (number := int(seen.read_text() or 0)) < written:
-        assert time.monotonic() < deadline, (number, written)
-        time.sleep(0.2)
+    read_on(pod, state)
 
 
 def test_refused_by_name(scene: Lab, volume: Path) -> None:
     """Locks of both kinds, a removed file, and one that another client has replaced."""
-    state = start(scene, scene.a, "python3", "-c", HOLDER)
+    held = ("locked", "flocked", "removed", "open")
+    state = start(scene, scene.a, "python3", "/lab/holder.py", "/net", *held)
     await_port(scene)
     other = scene.b.layout.local(VOLUME)
     (other / "new").write_text("another file")
-    (other / "new").rename(other / "replaced")
-    assert (volume / "replaced").read_text() == "another file"
+    (other / "new").rename(other / "open")
+    assert (volume / "open").read_text() == "another file"
     found = HostInspector(scene.a.layout).inspect(state)
     told = [one.message for one in found.obstacles]
     assert [text for text in told if "holds a lock on /net/locked" in text], told
     assert [text for text in told if "holds a lock on /net/flocked" in text], told
     assert [text for text in told if "removed file of a network file system" in text], told
-    assert [text for text in told if "has /net/replaced open, which has been renamed" in text], told
+    assert [text for text in told if "has /net/open open, which has been renamed" in text], told

@@ -27,6 +27,7 @@ CHECKPOINTCTL = "v1.6.0"
 SUITE = "forky"
 # What a node of a distribution has; neither Python nor CRIU: the product brings its own.
 NODE_PACKAGES = [
+    "apparmor",
     "containerd",
     "runc",
     "containernetworking-plugins",

@@ -155,7 +155,10 @@ def worker(
         ),
     }
     services = [
-        Service("containerd", ["containerd", "--config=/etc/containerd/config.toml"]),
+        # containerd does without AppArmor where it finds itself in a container.
+        Service(
+            "containerd", ["containerd", "--config=/etc/containerd/config.toml"], ["container="]
+        ),
         Service(
             "kubelet",
             [
@@ -249,7 +252,6 @@ imports = ["/etc/containerd/conf.d/*.toml"]
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = "{images.PAUSE_IMAGE}"
 [plugins.'io.containerd.cri.v1.runtime']
-  disable_apparmor = true
   # Without CAP_SYS_RESOURCE an oom_score_adj cannot be lowered, and without the hugetlb
   # controller limits of huge pages cannot be set.
   restrict_oom_score_adj = true

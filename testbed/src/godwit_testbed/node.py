@@ -28,6 +28,8 @@ hostname "$NODE"
 mount --make-rprivate /
 mount -t proc proc proc
 mount -t sysfs sysfs sys
+profiles=/sys/kernel/security
+if [ -w $profiles/apparmor/.replace ]; then mount --rbind $profiles sys/kernel/security; fi
 %(cgroups)s
 mount --rbind /dev dev
 mount --make-rslave dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from godwit_agent.app.model import Migration
 from godwit_agent.app.rollback import roll_back
 from godwit_agent.app.sessions import Busy
 from godwit_agent.app.switch import Watchdog
-from godwit_agent.hostops.model import Guard
+from godwit_agent.hostops.model import Guard, Obstacle
 from godwit_agent.server.edge import LongCalls
 from godwit_api.errors import Aborted, Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -149,3 +150,13 @@ def test_a_successor_that_never_ran_is_known_until_the_kubelet_has_taken_it_down
 def test_a_node_that_is_alike_has_no_obstacles(node: FakeNode) -> None:
     facts = node.host().probe.facts()
     assert list(fitness.obstacles("a", facts, facts)) == []
+
+
+def test_a_node_without_the_security_module_cannot_take_a_process(node: FakeNode) -> None:
+    here = node.host().probe.facts()
+    there = replace(here, versions={**here.versions, "security module": "apparmor"})
+    (found,) = fitness.obstacles("a", there, here)
+    assert found == Obstacle(
+        Reason.VERSION_DIFFERS, "security module is apparmor on a, absent here"
+    )
+    assert list(fitness.obstacles("a", there, there)) == []

@@ -237,7 +237,7 @@ class NodeReport(_message.Message):
 
     @_builtins.property
     def versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """criu, runc, containerd, agent, hook"""
+        """criu, runc, containerd, agent, hook; security module, if any"""
 
     @_builtins.property
     def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

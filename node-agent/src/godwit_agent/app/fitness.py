@@ -9,6 +9,8 @@ from godwit_api.reasons import Reason
 
 # both ends speak with these, so they must be the same build
 _SAME_VERSION = ("criu", "agent", "hook")
+# of whose profiles each process carries one; CRIU restores no other module's
+_SAME_MODULE = "security module"
 
 
 def obstacles(source_node: str, source: NodeFacts, here: NodeFacts) -> Iterator[Obstacle]:
@@ -25,7 +27,7 @@ def obstacles(source_node: str, source: NodeFacts, here: NodeFacts) -> Iterator[
     if missing:
         named = ", ".join(missing[:8]) + (" and more" if len(missing) > 8 else "")
         yield Obstacle(Reason.CPU_DIFFERS, f"this node's CPU lacks {named} of {source_node}")
-    for name in _SAME_VERSION:
+    for name in (*_SAME_VERSION, _SAME_MODULE):
         theirs, ours = source.versions.get(name), here.versions.get(name)
         if theirs != ours:
             message = f"{name} is {theirs or 'absent'} on {source_node}, {ours or 'absent'} here"

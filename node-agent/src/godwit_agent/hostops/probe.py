@@ -50,7 +50,7 @@ class HostProbe:
             "containerd": ("containerd", "--version"),
             "hook": (f"{product}/bin/godwit-hook", "version"),
         }
-        found = {"agent": VERSION}
+        found = {"agent": VERSION, **self._security_module()}
         for name, argv in asked.items():
             try:
                 done = subprocess.run(
@@ -67,6 +67,13 @@ class HostProbe:
             if done.returncode == 0 and lines:
                 found[name] = lines[0].strip()
         return found
+
+    def _security_module(self) -> Mapping[str, str]:
+        """By the directory that each shows where it is in force: AppArmor in securityfs
+        (admin-guide/LSM/apparmor.rst), SELinux in a file system of its own."""
+        signs = {"apparmor": "/sys/kernel/security/apparmor", "selinux": "/sys/fs/selinux/policy"}
+        found = [name for name, path in signs.items() if self._layout.local(path).exists()]
+        return {"security module": " and ".join(found)} if found else {}
 
     def _problems(self) -> list[Obstacle]:
         problems = [
