@@ -162,6 +162,7 @@ class Handover(View, frozen=True):
     attempt_open: bool = False
     copied: bool = False
     lost: bool = False
+    unready: bool = False
     returns: int = 0
     failed_targets: list[str] = []
     failure: Failure | None = None

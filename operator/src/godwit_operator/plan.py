@@ -97,11 +97,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class Decision:
-    """The next step; ``failure`` is set where the plan changes for it."""
+    """The next step; ``failure`` is set where the plan changes for it, ``unready`` where the pod
+    is not waited for any longer."""
 
     step: Step
     failure: Failure | None = None
     committed: bool = False
+    unready: bool = False
 
 
 class InvariantError(AssertionError):
@@ -288,13 +290,14 @@ def _forward(seen: Observation) -> Decision:
     result = seen.result
     if seen.step is Step.AWAIT_PAGES and isinstance(result, Failed) and is_lost(result.failure):
         return Decision(Step.FINISH_SOURCE, result.failure)
+    done = isinstance(result, Done)
     waited = seen.step is Step.AWAIT_READY and (seen.overdue or seen.lost)
-    if isinstance(seen.result, Done) or waited:
+    if done or waited:
         following = AFTER_COMMIT[AFTER_COMMIT.index(seen.step) + 1 :]
         if following and following[0] is Step.AWAIT_PAGES and not seen.missing:
             following = following[1:]
         if following:
-            return Decision(following[0])
+            return Decision(following[0], unready=waited and not done)
         return Decision(Step.ABORTED if seen.returning or seen.lost else Step.SUCCEEDED)
     return Decision(seen.step)
 

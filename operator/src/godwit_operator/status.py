@@ -25,7 +25,7 @@ from godwit_api.migration import (
 )
 from godwit_api.reasons import Reason
 from godwit_operator.plan import Decision, Observation, Result, Source, is_lost
-from godwit_operator.steps import ENDS, Step, bound_seconds, phase_of
+from godwit_operator.steps import ENDS, READY_SECONDS, Step, bound_seconds, phase_of
 
 _MAX_TRANSITIONS = 64
 Object = dict[str, Any]
@@ -67,6 +67,8 @@ def enter(migration: PodMigration, status: Status, decision: Decision, now: floa
         note = msgspec.structs.replace(note, failure=decision.failure)
     if is_lost(decision.failure):
         note = msgspec.structs.replace(note, lost=True)
+    if decision.unready:
+        note = msgspec.structs.replace(note, unready=True)
     match step:
         case Step.PREPARE_TARGET:
             note = msgspec.structs.replace(note, attempt_open=True)
@@ -151,6 +153,8 @@ def _told(status: Status, note: Handover, step: Step) -> tuple[str, str]:
             after = ""
             if status.post_copy_bytes:
                 after = f", with {status.post_copy_bytes >> 20} MiB of memory fetched after that"
+            if note.unready:
+                after += f"; it was not Ready {READY_SECONDS} s later, see kubectl describe pod"
             return (
                 Reason.SUCCEEDED,
                 f"Moved from {status.source_node} to {status.target_node}{frozen}{after}",

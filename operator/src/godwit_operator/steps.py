@@ -57,6 +57,9 @@ class Step(StrEnum):
     STALLED = "Stalled"
 
 
+READY_SECONDS = 120
+"""How long a pod that has moved is waited for until it is Ready; its process runs all the while."""
+
 ENDS = frozenset({Step.SUCCEEDED, Step.REJECTED, Step.ABORTED, Step.STALLED})
 BEFORE_TOUCH = frozenset({Step.QUEUE, Step.CHECK})
 AFTER_COMMIT = (
@@ -164,7 +167,7 @@ def bound_seconds(step: Step, timeouts: Timeouts) -> float:
         case Step.DROP_TARGET:
             return 15
         case Step.AWAIT_READY:
-            return 120
+            return READY_SECONDS
         case _ if step in ENDS or step is Step.QUEUE or step in AFTER_COMMIT:
             return float("inf")
         case _:

@@ -122,6 +122,21 @@ def test_after_the_commit_of_a_post_copy_the_source_waits_for_the_last_page() ->
     assert after(Step.CLEAN_UP, lost=True, missing=True, **facts).step is Step.ABORTED
 
 
+def test_a_moved_pod_that_does_not_become_ready_has_moved_and_is_told_of() -> None:
+    facts = {"committed": True, "delete_intended": True, "source": Source.GONE}
+    assert after(Step.AWAIT_READY, Again(BROKEN), **facts).step is Step.AWAIT_READY
+    late = after(Step.AWAIT_READY, Again(BROKEN), overdue=True, **facts)
+    assert late.step is Step.REMOVE_BRIDGE
+    migration = PodMigration(metadata=Metadata(), spec=Spec(pod_name="p"))
+    ends = []
+    for decision in (late, after(Step.AWAIT_READY, **facts)):
+        status = apply(Status(), Learned(note={"committed": True}))
+        status = enter(migration, status, decision, 1e9)
+        ends.append(enter(migration, status, Decision(Step.SUCCEEDED), 1e9))
+    assert [status.phase for status in ends] == [Phase.SUCCEEDED] * 2
+    assert ["not Ready 120 s later" in status.message for status in ends] == [True, False]
+
+
 def test_unsafe_stops_everything() -> None:
     facts = {"delete_intended": True, "source": Source.GONE, "released": True, "attempt_open": True}
     assert after(Step.SWITCH, Failed(FAILURE, unsafe=True), **facts).step is Step.STALLED
