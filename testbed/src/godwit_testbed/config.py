@@ -155,10 +155,7 @@ def worker(
         ),
     }
     services = [
-        # containerd does without AppArmor where it finds itself in a container.
-        Service(
-            "containerd", ["containerd", "--config=/etc/containerd/config.toml"], ["container="]
-        ),
+        Service("containerd", ["containerd", "--config=/etc/containerd/config.toml"]),
         Service(
             "kubelet",
             [

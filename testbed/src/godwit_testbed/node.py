@@ -42,7 +42,7 @@ export PATH=%(path)s
 umount -l /.old
 rmdir /.old
 mount --make-rshared /
-exec env -i PATH="$PATH" HOME=/root container=testbed /usr/local/bin/nodeinit </dev/null \
+exec env -i PATH="$PATH" HOME=/root /usr/local/bin/nodeinit </dev/null \
   >>/var/log/node/nodeinit.log 2>&1
 """
 
