@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -47,3 +48,41 @@ def test_a_thread_of_any_name_is_what_it_is(name: str) -> None:
         assert procs.processes(pid)[0].threads
     finally:
         path.write_bytes(former)
+
+
+def proc(root: Path, pid: int, parent: int, *children: int, threads: bool = True) -> None:
+    """A process as /proc shows it; ``threads``: it is not gone yet."""
+    text = f"PPid:\t{parent}\nNSpid:\t{pid}\t{pid - 100}\nNSpgid:\t101\t1\nNSsid:\t101\t1\n"
+    task = root / str(pid) / "task" / str(pid)
+    (task if threads else root / str(pid)).mkdir(parents=True)
+    (root / str(pid) / "status").write_text(text)
+    if threads:
+        (task / "status").write_text(text)
+        (task / "children").write_text(" ".join(map(str, children)))
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_no_second_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(procs, "_PROC", tmp_path)
+    proc(tmp_path, 101, 1, 102, 103, 104, 106)
+    proc(tmp_path, 102, 101)
+    proc(tmp_path, 103, 0)  # being reaped: no parent any more
+    proc(tmp_path, 104, 0, 105)
+    proc(tmp_path, 105, 104)
+    proc(tmp_path, 106, 101, threads=False)
+    found = procs.processes(101)
+    assert [(one.pid, one.ppid, one.threads) for one in found] == [(1, 0, (1,)), (2, 1, (2,))]
+
+
+def test_what_is_forked_and_ends_all_the_time_never_makes_a_second_root() -> None:
+    """As a shell's commands do; a process of its own, whose children are nobody else's."""
+    script = "while :; do (exit 0) & (exit 0); done"
+    with subprocess.Popen(["bash", "-c", script]) as shell:
+        try:
+            for _ in range(300):
+                found = procs.processes(shell.pid)
+                known = {one.pid for one in found}
+                assert [one.pid for one in found if one.ppid not in known] == [shell.pid]
+        finally:
+            shell.kill()

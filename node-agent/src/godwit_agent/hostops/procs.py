@@ -135,10 +135,17 @@ def is_zombie(pid: int) -> bool:
 
 
 def processes(init_pid: int) -> tuple[Process, ...]:
-    """The tree as the container itself numbers it."""
+    """The tree as the container itself numbers it, parents first. What ends while it is looked at
+    is left out: of a process that is being reaped the kernel says that it has no parent
+    (fs/proc/array.c, task_state), and CRIU takes no tree with two roots."""
     pids = tree(init_pid)
-    numbers = {pid: vpid(pid) for pid in pids}
-    return tuple(_process(pid, numbers) for pid in pids if numbers[pid])
+    numbers = {pid: number for pid in pids if (number := vpid(pid))}
+    found: dict[int, Process] = {}
+    for pid in numbers:
+        one = _process(pid, numbers)
+        if one.threads and (pid == init_pid or one.ppid in found):
+            found[one.pid] = one
+    return tuple(found.values())
 
 
 def descriptors(pid: int) -> Iterator[tuple[int, str]]:
@@ -213,15 +220,14 @@ def locked(pid: int) -> list[tuple[int, int]]:
     return found
 
 
-def _process(pid: int, numbers: dict[int, int | None]) -> Process:
+def _process(pid: int, numbers: dict[int, int]) -> Process:
     fields = status(pid)
 
     def inner(name: str) -> int:
         words = fields.get(name, "").split()
         return int(words[-1]) if words else 0
 
-    parent = numbers.get(int(fields.get("PPid") or 0)) or 0
-    tasks = tuple(
-        int(status(pid, task).get("NSpid", "0").split()[-1] or 0) for task in threads(pid)
-    )
-    return Process(numbers[pid] or 0, parent, inner("NSpgid"), inner("NSsid"), tasks)
+    parent = numbers.get(int(fields.get("PPid") or 0), 0)
+    ids = (status(pid, task).get("NSpid", "").split() for task in threads(pid))
+    tasks = tuple(int(words[-1]) for words in ids if words)
+    return Process(numbers[pid], parent, inner("NSpgid"), inner("NSsid"), tasks)
