@@ -120,7 +120,7 @@ def test_reader_of_what_another_client_writes(scene: Lab, volume: Path) -> None:
     written last a client may not see until it opens the file again (nfs(5), close-to-open)."""
     log = volume / "log"
     log.touch()
-    state = start(scene, scene.a, "python3", "/lab/reader.py", "/net/log", "/tmp/seen")
+    state = start(scene, scene.a, "python3", "/lab/reader.py", "/net/log", "/tmp/seen", "rb")
     await_port(scene)
     stop, written = threading.Event(), 0
 
