@@ -75,6 +75,20 @@ def test_a_process_that_ends_while_it_is_looked_at_is_no_second_root(
     assert [(one.pid, one.ppid, one.threads) for one in found] == [(1, 0, (1,)), (2, 1, (2,))]
 
 
+def test_a_process_comes_before_its_threads_when_numbers_have_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(procs, "_PROC", tmp_path)
+    proc(tmp_path, 32767, 1)
+    for thread in (300, 301):
+        task = tmp_path / f"32767/task/{thread}"
+        task.mkdir()
+        (task / "status").write_text(f"NSpid:\t{thread}\t{thread - 298}\n")
+        (task / "children").write_text("")
+    (found,) = procs.processes(32767)
+    assert found.threads == (found.pid, 2, 3)
+
+
 def test_what_is_forked_and_ends_all_the_time_never_makes_a_second_root() -> None:
     """As a shell's commands do; a process of its own, whose children are nobody else's."""
     script = "while :; do (exit 0) & (exit 0); done"

@@ -63,10 +63,13 @@ def status(pid: int, task: int | None = None) -> dict[str, str]:
 
 
 def threads(pid: int) -> tuple[int, ...]:
+    """The first one is the process itself: numbers begin anew at the end of their range
+    (kernel.pid_max), so that its threads may have lower ones."""
     try:
-        return tuple(sorted(int(path.name) for path in (_PROC / str(pid) / "task").iterdir()))
+        found = [int(path.name) for path in (_PROC / str(pid) / "task").iterdir()]
     except OSError:
         return ()
+    return tuple(sorted(found, key=lambda task: (task != pid, task)))
 
 
 def states(pid: int) -> set[str]:
