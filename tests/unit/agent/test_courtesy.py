@@ -22,16 +22,20 @@ class Link:
         self.queued = 0.0
         self.acked = 0.0
         self.longest_us = 0
+        self.in_queue_s = 0.0
 
     def send(self, pace: int, seconds: float) -> Sample:
         free = self.rate - self.others
         offered = min(pace or _ANY, _ANY) * seconds
         # the sender's window is full at 5 ms, as that of a real one is somewhere
         taken = min(offered, max(free * (seconds + 0.005) - self.queued, 0))
-        self.queued = max(self.queued + taken - free * seconds, 0.0)
-        self.acked += taken
-        self.longest_us = max(self.longest_us, round(self.queued / free * 1e6))
-        return Sample(_MIN_RTT_US + round(self.queued / free * 1e6), _MIN_RTT_US, int(self.acked))
+        waiting = max(self.queued + taken - free * seconds, 0.0)
+        self.acked += taken + self.queued - waiting
+        self.queued = waiting
+        wait_us = round(self.queued / free * 1e6)
+        self.longest_us = max(self.longest_us, wait_us)
+        self.in_queue_s += seconds if wait_us >= 500 else 0.0
+        return Sample(_MIN_RTT_US + wait_us, _MIN_RTT_US, int(self.acked))
 
 
 def drive(courtesy: Courtesy, link: Link, seconds: float, since: float = 0.0) -> list[int]:
@@ -46,12 +50,36 @@ def drive(courtesy: Courtesy, link: Link, seconds: float, since: float = 0.0) ->
 
 def test_a_full_link_gets_most_of_what_it_carries_and_no_queue() -> None:
     courtesy, link = Courtesy(), Link(125e6)
-    drive(courtesy, link, 1.0)
+    drive(courtesy, link, 2.0)
     link.acked, link.longest_us = 0.0, 0
-    rates = drive(courtesy, link, 2.0, since=1.0)
+    rates = drive(courtesy, link, 4.0, since=2.0)
     assert all(0.9 * 125e6 <= one <= 125e6 for one in rates)
-    assert link.acked > 0.9 * 125e6 * 2
+    assert link.acked > 0.9 * 125e6 * 4
     assert link.longest_us < 500
+
+
+def test_others_hardly_ever_wait_behind_what_it_tries() -> None:
+    courtesy, link = Courtesy(), Link(125e6)
+    drive(courtesy, link, 30.0)
+    assert link.in_queue_s < 0.03 * 30
+    assert link.acked > 0.94 * 125e6 * 30
+
+
+def test_a_first_look_at_a_bad_moment_costs_little() -> None:
+    courtesy, link = Courtesy(), Link(125e6, others=110e6)
+    drive(courtesy, link, 0.3)
+    link.others = 0.0
+    link.acked = 0.0
+    drive(courtesy, link, 4.0, since=0.3)
+    assert link.acked > 0.6 * 125e6 * 4
+
+
+def test_a_limit_below_the_link_ends_the_search() -> None:
+    courtesy, acked = Courtesy(50_000_000), 0
+    for n in range(100_000):  # half an hour, a queue at its beginning only
+        acked += 50_000_000 // 50
+        courtesy.observe(n * 0.02, Sample(20_000 if n < 20 else 11, 10, acked))
+    assert courtesy.rate == 50_000_000
 
 
 def test_without_a_queue_nothing_is_held_back() -> None:

@@ -20,10 +20,16 @@ _QUEUE_SHARE = 0.5
 _BELOW = 0.97
 # Others that always fill the queue would push a copy aside for ever: half of it stays.
 _YIELDS = 0.5
-# Every step upwards finds out by making a queue whether there is more.
-_HOLD_S = 5.0
+# Every step upwards finds out by making a queue whether there is more, as sending without a rate
+# does, and others wait in it. So it looks more often then, for as many round trips as tell it,
+# and steps less often the more often there was nothing. What the first look says may have been a
+# busy processor.
+_GLANCE_S, _GLANCE_RTTS = 0.05, 4
+_FIRST_HOLD_S, _HOLD_S, _MAX_HOLD_S = 1.0, 5.0, 20.0
 _RISE, _MAX_RISE = 0.01, 0.16
+_MORE = 1.02
 _USED = 0.8
+_NONE_US = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +49,12 @@ class Courtesy:
         self._own = 0
         self._best = 0.0
         self._held_until = 0.0
+        self._hold_s = _HOLD_S
         self._rise = _RISE
+        # the rate that the present steps have begun at; 0: it does not step
+        self._sure = 0
         self._start: tuple[float, int] | None = None
-        self._shortest = 0
+        self._shortest = _NONE_US
         self._count = 0
 
     @property
@@ -62,23 +71,46 @@ class Courtesy:
         self._count += 1
         self._shortest = min(self._shortest, sample.rtt_us)
         began_s, began_bytes = self._start
-        if at_s - began_s >= _WINDOW_S and self._count >= _MIN_SAMPLES:
+        if at_s - began_s >= self._window_s(sample.min_rtt_us) and self._count >= _MIN_SAMPLES:
             acked = (sample.acked_bytes - began_bytes) / (at_s - began_s)
-            self._decide(at_s, acked, self._shortest - sample.min_rtt_us, sample.min_rtt_us)
+            queue_us = self._shortest - sample.min_rtt_us
+            if queue_us > max(_QUEUE_US, sample.min_rtt_us * _QUEUE_SHARE):
+                self._fall(at_s, acked)
+            elif self._own and at_s >= self._held_until and acked >= self.rate * _USED:
+                self._step()
             self._begin(at_s, sample)
         return self.rate
 
     def _begin(self, at_s: float, sample: Sample) -> None:
+        # its own round trip is what the rate until now has led to
         self._start = (at_s, sample.acked_bytes)
-        self._shortest = sample.rtt_us
+        self._shortest = _NONE_US
         self._count = 0
 
-    def _decide(self, at_s: float, acked: float, queue_us: int, min_rtt_us: int) -> None:
-        if queue_us > max(_QUEUE_US, min_rtt_us * _QUEUE_SHARE):
-            self._best = max(self._best, acked)
-            self._own = max(round(acked * _BELOW), round(self._best * _YIELDS), 1)
-            self._held_until = at_s + _HOLD_S
-            self._rise = _RISE
-        elif self._own and at_s >= self._held_until and acked >= self.rate * _USED:
-            self._own = round(self._own * (1 + self._rise))
-            self._rise = min(self._rise * 2, _MAX_RISE)
+    def _window_s(self, min_rtt_us: int) -> float:
+        if self._own and not self._sure:
+            return _WINDOW_S
+        return min(max(_GLANCE_S, min_rtt_us * 1e-6 * _GLANCE_RTTS), _WINDOW_S)
+
+    def _fall(self, at_s: float, acked: float) -> None:
+        """There is a queue."""
+        self._best = max(self._best, acked)
+        below = round(acked * _BELOW)
+        if self._sure:
+            found = max(self._sure, min(self._own, below))
+            more = found > self._sure * _MORE
+            self._hold_s = _HOLD_S if more else min(max(self._hold_s * 2, _HOLD_S), _MAX_HOLD_S)
+            self._own = found
+        else:
+            self._hold_s = _HOLD_S if self._own else _FIRST_HOLD_S
+            self._own = max(below, round(self._best * _YIELDS), 1)
+        self._sure, self._rise = 0, _RISE
+        self._held_until = at_s + self._hold_s
+
+    def _step(self) -> None:
+        """There is none, and perhaps more to have."""
+        self._sure = self._sure or self._own
+        self._own = round(self._own * (1 + self._rise))
+        self._rise = min(self._rise * 2, _MAX_RISE)
+        if self._limit and self._own > self._limit:
+            self._own = self._sure = 0
