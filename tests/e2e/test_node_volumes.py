@@ -10,13 +10,13 @@ import pytest
 from e2e.moving import exec_in, report, use
 from e2e.support import Scene
 from e2e.test_databases import crash
+from godwit_operator.volumes import affinity_to, named_nodes
 from lab import workloads
 from lab.software import REDIS
 
 
-@pytest.fixture
-def claimed(scene: Scene) -> Iterator[str]:
-    """Name of a claim that is bound to a hostPath PersistentVolume."""
+def _bound(scene: Scene, claim: str, **source: Any) -> Iterator[str]:
+    """A claim that is bound to a PersistentVolume of ``source``, for as long as it is used."""
     name = scene.namespace
     size = {"storage": "1Gi"}
     modes = ["ReadWriteOnce"]
@@ -25,26 +25,39 @@ def claimed(scene: Scene) -> Iterator[str]:
             "apiVersion": "v1",
             "kind": "PersistentVolume",
             "metadata": {"name": name},
-            "spec": {
-                "capacity": size, "accessModes": modes, "storageClassName": "",
-                "hostPath": {"path": f"/srv/{name}/claimed", "type": "DirectoryOrCreate"},
-            },
+            "spec": {"capacity": size, "accessModes": modes, "storageClassName": "", **source},
         },
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "claimed", "namespace": name},
+            "metadata": {"name": claim, "namespace": name},
             "spec": {
                 "resources": {"requests": size}, "accessModes": modes,
                 "storageClassName": "", "volumeName": name,
             },
         },
     )  # fmt: skip
-    yield "claimed"
-    scene.cluster.kubectl("delete", "pods,podmigrations", "--all", "-n", name, "--timeout=120s")
+    yield claim
+    kinds = "statefulsets,pods,podmigrations"
+    scene.cluster.kubectl("delete", kinds, "--all", "-n", name, "--timeout=120s")
     scene.cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
     for node in scene.nodes:
         scene.cluster.node_exec(node, "rm", "-rf", f"/srv/{name}")
+
+
+@pytest.fixture
+def claimed(scene: Scene) -> Iterator[str]:
+    """Name of a claim that is bound to a hostPath PersistentVolume."""
+    path = f"/srv/{scene.namespace}/claimed"
+    yield from _bound(scene, "claimed", hostPath={"path": path, "type": "DirectoryOrCreate"})
+
+
+@pytest.fixture
+def local(scene: Scene) -> Iterator[str]:
+    """Name of a claim that is bound to a local PersistentVolume of the first node."""
+    path, node = f"/srv/{scene.namespace}/disk", scene.nodes[0]
+    scene.cluster.node_exec(node, "mkdir", "-p", path)
+    yield from _bound(scene, "data", local={"path": path}, nodeAffinity=affinity_to(node))
 
 
 def _there(scene: Scene, node: str) -> str:
@@ -104,3 +117,48 @@ def test_redis_on_directories_of_its_node(scene: Scene, claimed: str) -> None:
     moves.append(scene.must_succeed("server", first, copyVolumes=names))
     assert exec_in(scene, "server", "redis-cli", "mget", *keys).split() == wanted
     scene.record("Redis on hostPath and a claim of it, 50 connections", moves, seen["worst_ms"])
+
+
+def test_redis_on_a_local_volume_of_its_node(scene: Scene, local: str) -> None:
+    """The volume and its claim stay what they are, but for the node; so does a pod that starts
+    anew: on the target, with every INCR that was answered."""
+    first, second = scene.nodes[0], scene.nodes[1]
+    one = workloads.pod(
+        "server", scene.namespace, scene.cluster.workload_image("servers"), port=6379,
+        command=list(REDIS.command),
+        volumes={"/data": {"persistentVolumeClaim": {"claimName": local}}},
+    )  # fmt: skip
+    labels = {"app": "server"}
+    scene.cluster.apply(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "StatefulSet",
+            "metadata": {"name": "server", "namespace": scene.namespace},
+            "spec": {
+                "serviceName": "server",
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": one["spec"]},
+            },
+        }
+    )
+    scene.cluster.wait_ready("server-0", scene.namespace)
+    before = scene.pod("server-0")
+    assert before["spec"]["nodeName"] == first
+    told = _refusals(scene.migrate("server-0", second))
+    assert [text for text in told if "name v0 in spec.copyVolumes" in text], told
+
+    using = use(scene, REDIS, str(before["status"]["podIP"]))
+    move = scene.must_succeed("server-0", second, copyVolumes=["v0"])
+    seen = report(using)
+    assert seen["error"] is None, seen
+    volume = scene.cluster.get("persistentvolume", scene.namespace)
+    assert named_nodes(volume) == [second]
+    assert volume["spec"]["claimRef"]["name"] == local
+
+    scene.cluster.kubectl("delete", "pod", "server-0", "-n", scene.namespace)
+    scene.cluster.wait_ready("server-0", scene.namespace)
+    assert scene.pod("server-0")["spec"]["nodeName"] == second
+    wanted = [str(-(-answers // 3)) for answers in seen["each"]]
+    keys = [f"n:c{number}" for number in range(len(wanted))]
+    assert exec_in(scene, "server-0", "redis-cli", "mget", *keys).split() == wanted
+    scene.record("Redis on a local volume, 50 connections", [move], seen["worst_ms"])

@@ -137,10 +137,16 @@ class Failure(View, frozen=True, omit_defaults=False):
 
 
 class CopiedVolume(View, frozen=True, omit_defaults=False):
-    """A volume of the pod that is a directory of its node, and is copied."""
+    """A volume of the pod that is a directory of its node, and is copied.
+
+    ``persistent_volume``: one whose node affinity names the node, and goes along; ``home``: what
+    that says before (``kubernetes.io/hostname``).
+    """
 
     name: str
     path: str
+    persistent_volume: str = ""
+    home: str = ""
 
 
 class Handover(View, frozen=True):

@@ -23,6 +23,7 @@ from godwit_operator.fencing import is_fenced, without_source
 from godwit_operator.handover import Handover
 from godwit_operator.inspection import Facts, Inspection
 from godwit_operator.kube import NODES, PODS, KubeApi, find
+from godwit_operator.localvolumes import open_to_target, settle
 from godwit_operator.messages import copied_volumes, pod_ref, reference
 from godwit_operator.pages import await_pages
 from godwit_operator.plan import Committed, Done, Failed, Result, is_lost
@@ -215,6 +216,7 @@ class Effects:
             case Step.CREATE_SUCCESSOR:
                 await self._handover.create_bare()
             case Step.FIND_SUCCESSOR:
+                await open_to_target(self.ports.api, self.migration)
                 pod = await self._handover.find_successor()
                 found = {"successor_name": pod.metadata.name, "successor_uid": pod.metadata.uid}
                 return Done(), Learned(status=found)
@@ -305,8 +307,10 @@ class Effects:
                 waited = time.time() - seconds(note.step_started)
                 await self._bridge.remove(successor=pod, patient=waited < _BRIDGE_SECONDS)
             case Step.DISARM_RULE:
+                await settle(self.ports.api, self.migration)
                 await self._handover.disarm()
             case _:
+                await settle(self.ports.api, self.migration)
                 await self._handover.disarm()
                 await self._handover.release_bystanders()
                 await self._handover.forget_manifest()
@@ -373,6 +377,7 @@ class Effects:
             case Step.NEXT_TARGET:
                 return Done(), await self._next_target()
             case _:
+                await settle(self.ports.api, self.migration)
                 await handover.disarm()
                 if status.successor_uid:
                     await handover.delete_pod(status.successor_name, status.successor_uid)

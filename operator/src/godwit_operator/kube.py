@@ -92,6 +92,7 @@ class KubeApi(Protocol):
         *,
         sub: str = "",
         content_type: str = MERGE,
+        dry_run: bool = False,
     ) -> Object: ...
     async def delete(
         self,
@@ -218,8 +219,10 @@ class HttpKubeApi:
         *,
         sub: str = "",
         content_type: str = MERGE,
+        dry_run: bool = False,
     ) -> Object:
-        return await self._call("PATCH", kind.path(namespace, name, sub), {}, body, content_type)
+        query = {"dryRun": "All"} if dry_run else {}
+        return await self._call("PATCH", kind.path(namespace, name, sub), query, body, content_type)
 
     async def delete(
         self,

@@ -46,14 +46,11 @@ def control_plane(
         files[f"/etc/kubernetes/{user}.conf"] = place.kubeconfig(user).read_text()
     services_range = _both(place.service_cidr, place.service_cidr6, dual_stack)
     minor = int(version.split(".")[1])
-    runtime = (
-        []
-        if minor >= 36
-        else [
-            "--feature-gates=MutatingAdmissionPolicy=true",
-            "--runtime-config=admissionregistration.k8s.io/v1beta1=true",
-        ]
-    )
+    gates = {"MutatingAdmissionPolicy=true": minor < 36, "MutablePVNodeAffinity=true": minor >= 35}
+    wanted = ",".join(gate for gate, needed in gates.items() if needed)
+    runtime = [f"--feature-gates={wanted}"] if wanted else []
+    if minor < 36:
+        runtime.append("--runtime-config=admissionregistration.k8s.io/v1beta1=true")
     etcd_tls = [
         f"--cert-file={_PKI}/etcd.crt",
         f"--key-file={_PKI}/etcd.key",

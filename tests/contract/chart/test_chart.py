@@ -78,7 +78,8 @@ def default() -> Rendered:
 @pytest.fixture(scope="module")
 def full() -> Rendered:
     """Every optional object, in a namespace with another name."""
-    return render("--set", "networkPolicy.enabled=true", namespace="elsewhere")
+    options = "networkPolicy.enabled=true,localVolumes.move=true"
+    return render("--set", options, namespace="elsewhere")
 
 
 def pod_specs(rendered: Rendered) -> dict[str, Object]:
@@ -274,13 +275,36 @@ def test_bindings_bind_roles_that_exist_to_accounts_that_exist(full: Rendered) -
 
 
 def test_the_policy_of_node_agents_fails_closed(full: Rendered) -> None:
-    policy = full.one("ValidatingAdmissionPolicy")
+    policy = full.one("ValidatingAdmissionPolicy", "godwit-node-agent-own-node")
     assert policy["spec"]["failurePolicy"] == "Fail"
     (condition,) = policy["spec"]["matchConditions"]
     assert '"system:serviceaccount:elsewhere:godwit-node-agent"' in condition["expression"]
     (resources,) = policy["spec"]["matchConstraints"]["resourceRules"]
     assert resources["resources"] == ["nodes", "nodes/status"]
-    binding = full.one("ValidatingAdmissionPolicyBinding")
+    binding = full.one("ValidatingAdmissionPolicyBinding", policy["metadata"]["name"])
+    assert binding["spec"] == {
+        "policyName": policy["metadata"]["name"],
+        "validationActions": ["Deny"],
+    }
+
+
+def test_persistent_volumes_are_changed_only_where_that_is_wanted(
+    default: Rendered, full: Rendered
+) -> None:
+    def may_patch(rendered: Rendered) -> list[str]:
+        return [
+            name
+            for name, rule in rules(rendered)
+            if "persistentvolumes" in rule["resources"] and "patch" in rule["verbs"]
+        ]
+
+    assert may_patch(default) == []
+    assert may_patch(full) == ["ClusterRole godwit-operator-local-volumes"]
+    policy = full.one("ValidatingAdmissionPolicy", "godwit-operator-local-volumes")
+    assert policy["spec"]["failurePolicy"] == "Fail"
+    (condition,) = policy["spec"]["matchConditions"]
+    assert '"system:serviceaccount:elsewhere:godwit-operator"' in condition["expression"]
+    binding = full.one("ValidatingAdmissionPolicyBinding", policy["metadata"]["name"])
     assert binding["spec"] == {
         "policyName": policy["metadata"]["name"],
         "validationActions": ["Deny"],

@@ -72,6 +72,7 @@ class ApiServer:
                 "--secure-port=6443",
                 "--service-cluster-ip-range=10.96.0.0/16",
                 "--authorization-mode=Node,RBAC",
+                "--feature-gates=MutablePVNodeAffinity=true",
                 "--disable-admission-plugins=ServiceAccount",
                 f"--client-ca-file={d}/ca.crt",
                 f"--tls-cert-file={d}/server.crt",

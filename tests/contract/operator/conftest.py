@@ -65,6 +65,7 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
             "endpointslice-controller",
             "namespace-controller",
             "garbage-collector-controller",
+            "persistentvolume-binder-controller",
         )
         server.scheduler()
         yield server

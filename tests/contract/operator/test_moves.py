@@ -20,12 +20,14 @@ from godwit_operator.events import Events
 from godwit_operator.housekeeping import Housekeeping
 from godwit_operator.kube import (
     BINDINGS,
+    CLAIMS,
     ENDPOINT_SLICES,
     MIGRATIONS,
     NODES,
     PODS,
     POLICIES,
     SERVICES,
+    VOLUMES,
     HttpKubeApi,
     NotFoundError,
     Resource,
@@ -33,6 +35,7 @@ from godwit_operator.kube import (
 )
 from godwit_operator.queue import Queue
 from godwit_operator.steps import Step
+from godwit_operator.volumes import affinity_to, named_nodes
 
 pytestmark = pytest.mark.host
 NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
@@ -122,6 +125,18 @@ class Scene:
                 break
             await asyncio.sleep(0.05)
         return await self.ready_pod()
+
+    async def until_replaced(self, pod: Object) -> str:
+        """Where the pod is started that takes its place."""
+        for _ in range(200):
+            found = await find(self.api, PODS, self.namespace, pod["metadata"]["name"])
+            if found and found["metadata"]["uid"] != pod["metadata"]["uid"]:
+                node = found["spec"].get("nodeName")
+                if node:
+                    return str(node)
+            await Housekeeping(self.api, self.ports.queue).sweep()  # as in ``swept_pod``
+            await asyncio.sleep(0.05)
+        raise AssertionError(await self.api.list(PODS, self.namespace))
 
     async def migrate(self, pod: str, *, run: bool = True, **spec: Any) -> Object:
         body = {
@@ -238,6 +253,94 @@ async def test_named_directories_are_copied_but_not_onto_themselves(scene: Scene
         (target, "prepare_target", 1, "/srv/data"),
         (home, "copy", 1, "/srv/data"),
     ]
+
+
+async def on_a_local_volume(scene: Scene, kind: str, home: str) -> Object:
+    """The ready pod of a workload, with a claim that is bound to a volume of one node."""
+    size, modes, name = {"storage": "1Gi"}, ["ReadWriteOnce"], f"pv-{scene.namespace}"
+    volume: Object = {
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": size,
+            "accessModes": modes,
+            "storageClassName": "",
+            "local": {"path": "/disks/a"},
+            "nodeAffinity": affinity_to(home),
+        },
+    }
+    claim: Object = {
+        "metadata": {"name": "data"},
+        "spec": {
+            "resources": {"requests": size},
+            "accessModes": modes,
+            "storageClassName": "",
+            "volumeName": name,
+        },
+    }
+    await scene.api.create(VOLUMES, None, volume)
+    await scene.api.create(CLAIMS, scene.namespace, claim)
+    mounted = {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
+    pod = await scene.workload(kind, volumes=[mounted])
+    assert pod["spec"]["nodeName"] == home
+    return pod
+
+
+async def nodes_of_the_volume(scene: Scene) -> list[str] | None:
+    return named_nodes(await scene.api.get(VOLUMES, None, f"pv-{scene.namespace}"))
+
+
+async def test_a_local_volume_follows_when_it_is_named(scene: Scene) -> None:
+    await on_a_local_volume(scene, "StatefulSet", "n2")
+    refused = await scene.migrate("redis-0", target={"nodeName": "n3"})
+    (obstacle,) = refused["status"]["obstacles"]
+    assert "name data in spec.copyVolumes" in obstacle["message"]
+    await scene.leave()
+    wanted = {"target": {"nodeName": "n3"}, "copyVolumes": ["data"]}
+    result = await scene.migrate("redis-0", **wanted)
+    assert result["status"]["phase"] == "Succeeded", result["status"]
+    assert ("n3", "prepare_target", 1, "/disks/a") in scene.world.volumes
+    assert await nodes_of_the_volume(scene) == ["n3"]
+    pod = await scene.swept_pod()
+    await scene.api.delete(PODS, scene.namespace, "redis-0", uid=pod["metadata"]["uid"])
+    assert await scene.until_replaced(pod) == "n3"
+
+
+async def test_a_dry_run_leaves_a_local_volume_where_it_is(scene: Scene) -> None:
+    await on_a_local_volume(scene, "StatefulSet", "n2")
+    wanted = {"target": {"nodeName": "n3"}, "copyVolumes": ["data"]}
+    tried = await scene.migrate("redis-0", dryRun=True, **wanted)
+    assert tried["status"]["phase"] == "Succeeded", tried["status"]
+    assert await nodes_of_the_volume(scene) == ["n2"]
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "Pod"])
+async def test_a_local_volume_stays_with_a_pod_that_comes_back(scene: Scene, kind: str) -> None:
+    await on_a_local_volume(scene, kind, "n2")
+    scene.world.fail["switch"] = [Aborted(Reason.RESTORE_FAILED, "bad image")]
+    wanted = {"target": {"nodeName": "n3"}, "copyVolumes": ["data"]}
+    result = await scene.migrate("redis-0", **wanted)
+    assert result["status"]["phase"] == "Aborted", result["status"]
+    assert scene.world.running_on == "n2"
+    assert await nodes_of_the_volume(scene) == ["n2"]
+
+
+async def test_a_local_volume_is_at_home_when_the_process_is_lost(scene: Scene) -> None:
+    await on_a_local_volume(scene, "StatefulSet", "n2")
+    scene.world.fail["switch"] = [Aborted(Reason.SOURCE_EXITED, "it has ended")]
+    wanted = {"target": {"nodeName": "n3"}, "copyVolumes": ["data"]}
+    result = await scene.migrate("redis-0", **wanted)
+    assert result["status"]["phase"] == "Aborted", result["status"]
+    assert await nodes_of_the_volume(scene) == ["n2"]
+    assert (await scene.swept_pod())["spec"]["nodeName"] == "n2"
+
+
+async def test_a_replica_set_keeps_its_local_volume(scene: Scene) -> None:
+    pod = await on_a_local_volume(scene, "Deployment", "n2")
+    wanted = {"target": {"nodeName": "n3"}, "copyVolumes": ["data"]}
+    result = await scene.migrate(pod["metadata"]["name"], **wanted)
+    assert result["status"]["phase"] == "Rejected", result["status"]
+    (obstacle,) = result["status"]["obstacles"]
+    assert "a ReplicaSet may start another pod" in obstacle["message"]
 
 
 async def test_a_dry_run_reports_and_leaves_the_pod_alone(scene: Scene) -> None:

@@ -231,7 +231,10 @@ def node(name: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": name, "labels": {"godwit.io/node": "ready"}},
+        "metadata": {
+            "name": name,
+            "labels": {"godwit.io/node": "ready", "kubernetes.io/hostname": name},
+        },
     }
 
 

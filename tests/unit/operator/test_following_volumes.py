@@ -11,7 +11,15 @@ from godwit_api.migration import CopiedVolume
 from godwit_api.pods import Node, Pod
 from godwit_api.reasons import Reason
 from godwit_operator.targets import storage_obstacles
-from godwit_operator.volumes import Storage, affinities, copied_volumes, volume_obstacles
+from godwit_operator.volumes import (
+    HOSTNAME,
+    Storage,
+    affinities,
+    affinity_to,
+    copied_volumes,
+    named_nodes,
+    volume_obstacles,
+)
 
 Object = dict[str, Any]
 ON_N1 = {
@@ -26,6 +34,15 @@ SOURCES: dict[str, Object] = {
     "local": {"local": {"path": "/disk"}, "nodeAffinity": ON_N1},
     "directory": {"hostPath": {"path": "/srv/claimed"}},
     "pinned": {"hostPath": {"path": "/srv/pinned"}, "nodeAffinity": ON_N1},
+    "disk-of-n1": {"local": {"path": "/disks/a/"}, "nodeAffinity": affinity_to("n1")},
+    "directory-of-n1": {"hostPath": {"path": "/srv/x"}, "nodeAffinity": affinity_to("n1")},
+    "fixed": {"local": {"path": "/disk"}, "nodeAffinity": affinity_to("n1")},
+    "two": {"local": {"path": "/disk"}, "nodeAffinity": affinity_to("n1", "n2")},
+    "blocks": {
+        "local": {"path": "/dev/sdb"},
+        "volumeMode": "Block",
+        "nodeAffinity": affinity_to("n1"),
+    },
     "csi": {"csi": {"driver": "d"}, "nodeAffinity": ON_N1},
     "disk": {"gcePersistentDisk": {"pdName": "d"}},
 }
@@ -39,6 +56,7 @@ STORAGE = Storage(
         f"pv-{name}": {"metadata": {"name": f"pv-{name}"}, "spec": spec}
         for name, spec in SOURCES.items()
     },
+    fixed={"pv-fixed": "the API server says no"},
 )
 
 
@@ -76,6 +94,8 @@ STAY = {
     "shared local": (claim("local-rwx"), "bound to its node"),
     "directory with an affinity": (claim("pinned-rwx"), "bound to its node"),
     "one node at a time": (claim("nfs-rwo"), "ReadWriteOnce"),
+    "one of its node": (claim("disk-of-n1-rwo"), "name v in spec.copyVolumes"),
+    "one that keeps its node": (claim("fixed-rwo"), "the API server says no"),
     "disk": (claim("disk-rwx"), "of a kind"),
     "no such claim": (claim("none"), "bound to no"),
     "ephemeral": (v(ephemeral={"volumeClaimTemplate": {}}), "emptyDir"),
@@ -111,8 +131,43 @@ def test_is_copied_when_named(volume: Object, path: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "path"), [("disk-of-n1", "/disks/a"), ("directory-of-n1", "/srv/x")]
+)
+def test_one_that_names_its_node_is_copied_and_told_another(name: str, path: str) -> None:
+    one = pod(claim(f"{name}-rwo"))
+    assert volume_obstacles(one, STORAGE, ["v"]) == []
+    expected = CopiedVolume(name="v", path=path, persistent_volume=f"pv-{name}", home="n1")
+    assert copied_volumes(one, STORAGE, ["v"]) == [expected]
+    assert affinities(one, STORAGE) == []
+
+
+def test_a_claim_that_another_pod_of_the_node_mounts() -> None:
+    one, other = pod(claim("disk-of-n1-rwo")), pod(claim("disk-of-n1-rwo"), name="other")
+    (found,) = volume_obstacles(one, STORAGE, ["v"], [one, other])
+    assert "pod ns/other mounts claim disk-of-n1-rwo, too" in found.message
+
+
+@pytest.mark.parametrize("labels", [{"host": "n1"}, {"topology.kubernetes.io/zone": "z"}])
+def test_an_affinity_that_is_more_than_a_node(labels: dict[str, str]) -> None:
+    terms = [
+        {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]}
+        for key, value in labels.items()
+    ]
+    spec = {"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}}
+    assert named_nodes({"spec": spec}) is None
+    hostname = {"key": HOSTNAME, "operator": "In", "values": ["n1"]}
+    twice = [{"matchExpressions": [hostname, terms[0]["matchExpressions"][0]]}]
+    spec = {"nodeAffinity": {"required": {"nodeSelectorTerms": twice}}}
+    assert named_nodes({"spec": spec}) is None
+    assert named_nodes({"spec": {}}) is None
+
+
+@pytest.mark.parametrize(
     ("volume", "said"),
     [
+        (claim("two-rwo"), "not just one name"),
+        (claim("blocks-rwo"), "raw blocks"),
+        (claim("fixed-rwo"), "the API server says no"),
         (host_path("/run/x.sock", "Socket"), "no directory"),
         (host_path("/"), "whole file system"),
         (claim("local-rwo"), "bound to its node"),
