@@ -148,7 +148,7 @@ def test_redis_on_a_local_volume_of_its_node(scene: Scene, local: str) -> None:
     assert [text for text in told if "name v0 in spec.copyVolumes" in text], told
 
     using = use(scene, REDIS, str(before["status"]["podIP"]))
-    move = scene.must_succeed("server-0", second, copyVolumes=["v0"])
+    scene.must_succeed("server-0", second, copyVolumes=["v0"])
     seen = report(using)
     assert seen["error"] is None, seen
     volume = scene.cluster.get("persistentvolume", scene.namespace)
@@ -161,4 +161,3 @@ def test_redis_on_a_local_volume_of_its_node(scene: Scene, local: str) -> None:
     wanted = [str(-(-answers // 3)) for answers in seen["each"]]
     keys = [f"n:c{number}" for number in range(len(wanted))]
     assert exec_in(scene, "server-0", "redis-cli", "mget", *keys).split() == wanted
-    scene.record("Redis on a local volume, 50 connections", [move], seen["worst_ms"])
