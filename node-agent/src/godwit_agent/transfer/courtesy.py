@@ -17,7 +17,7 @@ _MIN_SAMPLES = 4
 # whatever a busy processor adds to single ones.
 _QUEUE_US = 500
 _QUEUE_SHARE = 0.5
-_BELOW = 0.97
+_BELOW = 0.98
 # Others that always fill the queue would push a copy aside for ever: half of it stays.
 _YIELDS = 0.5
 # Every step upwards finds out by making a queue whether there is more, as sending without a rate
