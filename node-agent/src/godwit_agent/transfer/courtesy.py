@@ -26,6 +26,8 @@ _YIELDS = 0.5
 # busy processor.
 _GLANCE_S, _GLANCE_RTTS = 0.05, 4
 _FIRST_HOLD_S, _HOLD_S, _MAX_HOLD_S = 1.0, 5.0, 20.0
+# A rate just below the link's would take long to empty a queue; half of it takes twice the queue.
+_DRAIN, _MAX_DRAIN_S = 0.5, 0.5
 _RISE, _MAX_RISE = 0.01, 0.16
 _MORE = 1.02
 _USED = 0.8
@@ -49,6 +51,7 @@ class Courtesy:
         self._own = 0
         self._best = 0.0
         self._held_until = 0.0
+        self._drained_at = 0.0
         self._hold_s = _HOLD_S
         self._rise = _RISE
         # the rate that the present steps have begun at; 0: it does not step
@@ -59,27 +62,36 @@ class Courtesy:
 
     @property
     def rate(self) -> int:
-        """Bytes/s; 0: as fast as it goes."""
+        """Bytes/s, but for a queue that is to run empty; 0: as fast as it goes."""
         both = [one for one in (self._limit, self._own) if one]
         return min(both, default=0)
 
     def observe(self, at_s: float, sample: Sample) -> int:
-        """Takes what was seen at ``at_s`` (monotonic) into account; the ``rate`` from here on."""
+        """Takes what was seen at ``at_s`` (monotonic) into account; the rate from here on."""
+        if at_s >= self._drained_at:
+            self._look(at_s, sample)
+        if at_s < self._drained_at:
+            self._start = None
+            return max(round(self.rate * _DRAIN), 1)
+        return self.rate
+
+    def _look(self, at_s: float, sample: Sample) -> None:
         if self._start is None:
             self._begin(at_s, sample)
-            return self.rate
+            return
         self._count += 1
         self._shortest = min(self._shortest, sample.rtt_us)
         began_s, began_bytes = self._start
-        if at_s - began_s >= self._window_s(sample.min_rtt_us) and self._count >= _MIN_SAMPLES:
-            acked = (sample.acked_bytes - began_bytes) / (at_s - began_s)
-            queue_us = self._shortest - sample.min_rtt_us
-            if queue_us > max(_QUEUE_US, sample.min_rtt_us * _QUEUE_SHARE):
-                self._fall(at_s, acked)
-            elif self._own and at_s >= self._held_until and acked >= self.rate * _USED:
-                self._step()
-            self._begin(at_s, sample)
-        return self.rate
+        if at_s - began_s < self._window_s(sample.min_rtt_us) or self._count < _MIN_SAMPLES:
+            return
+        acked = (sample.acked_bytes - began_bytes) / (at_s - began_s)
+        queue_us = self._shortest - sample.min_rtt_us
+        if queue_us > max(_QUEUE_US, sample.min_rtt_us * _QUEUE_SHARE):
+            self._fall(at_s, acked)
+            self._drained_at = at_s + min(queue_us * 1e-6 / (1 - _DRAIN), _MAX_DRAIN_S)
+        elif self._own and at_s >= self._held_until and acked >= self.rate * _USED:
+            self._step()
+        self._begin(at_s, sample)
 
     def _begin(self, at_s: float, sample: Sample) -> None:
         # its own round trip is what the rate until now has led to
