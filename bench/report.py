@@ -40,7 +40,7 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 def aims(results: Results) -> str:
     """What the figures must show, and what they show."""
     gap = results.gap
-    idle = Cell("dirtier", 2048, 0, 1000)
+    idle = cells.IDLE
     loaded = Cell("dirtier", 2048, 50, 1000)
     total = median(row["total_s"] for row in results.moved(idle))
     line_s = 2048 * cells.MEBIBYTE * 8 / 1e9

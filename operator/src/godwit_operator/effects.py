@@ -201,6 +201,7 @@ class Effects:
                 body = await find(self.ports.api, PODS, namespace, name)
                 if body is None or body["metadata"]["uid"] != status.pod_uid:
                     raise Aborted(Reason.SOURCE_DELETED, "The pod was deleted meanwhile")
+                await self._handover.announce()
                 await self._bridge.build(msgspec.convert(body, Pod))
             case Step.STORE_MANIFEST:
                 await self._handover.store_manifest()

@@ -77,14 +77,20 @@ class Handover:
         return self.migration.status.handover.owner_kind == ""
 
     # -- the rule -------------------------------------------------------------------------
-    async def arm(self) -> None:
-        """Put the rule in force and prove it; Retryable until the API server has it."""
+    async def announce(self) -> None:
+        """Make the rule's objects. The API server looks for new ones once a second, so the earlier
+        they are there the less is waited for it; by itself this proves nothing."""
         rule = rule_of(self.migration)
         for kind, body in ((POLICIES, policy(rule)), (BINDINGS, binding(rule))):
             try:
                 await self.api.create(kind, None, body)
             except ConflictError:
                 continue  # the name has our UID in it: it is the same rule
+
+    async def arm(self) -> None:
+        """Put the rule in force and prove it; Retryable until the API server has it."""
+        await self.announce()
+        rule = rule_of(self.migration)
         pod = await find(self.api, PODS, self.namespace, self.migration.spec.pod_name)
         body = probe(rule, pod or self._like(rule))
         answer = msgspec.convert(

@@ -19,7 +19,7 @@ class Step(StrEnum):
     CHECK = "Check"  # both agents, API
     PREPARE_TARGET = "PrepareTarget"  # target agent
     COPY = "Copy"  # source agent
-    BRIDGE = "Bridge"  # API: Services
+    BRIDGE = "Bridge"  # API: Services; the rule's objects, in force with ArmRule
     GUARD = "Guard"  # source agent
     STORE_MANIFEST = "StoreManifest"  # API: bare pods only
     ARM_RULE = "ArmRule"  # API: admission rule, and its proof
