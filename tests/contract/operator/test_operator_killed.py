@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from contract.operator.apiserver import ApiServer
-from contract.operator.test_moves import Scene, other, scene
-from contract.operator.test_process import Process, _apply, process
+from contract.operator.test_moves import Scene, nodes_of_the_volume, on_a_local_volume, scene
+from contract.operator.test_process import Process, _apply, may_change_volumes, process
 from godwit_operator.kube import MIGRATIONS, find
 from godwit_operator.steps import AFTER_COMMIT, Step
 
@@ -53,13 +53,14 @@ async def test_an_operator_killed_at_every_step_ends_its_move(
     names = [f"operator.{step}.{boundary}" for step in [*TO_THE_COMMIT, *AFTER_COMMIT]]
     for name in names:
         (directory / name).write_text("crash")
-    pod = await scene.workload("StatefulSet")
-    target = other(pod)
+    may_change_volumes(apiserver)
+    await on_a_local_volume(scene, "StatefulSet", "n2")
+    target = "n3"
     process.stop()
     monkeypatch.setenv("GODWIT_FAILPOINTS", str(directory))
     process.start()
     scene.world.missing = [4096, 4096]  # so that it has every step there is
-    await _apply(scene, "redis-0", target, convergence="PostCopy")
+    await _apply(scene, "redis-0", target, convergence="PostCopy", copyVolumes=["data"])
 
     kills, phase = 0, ""
     end = time.monotonic() + PATIENCE_S
@@ -81,6 +82,7 @@ async def test_an_operator_killed_at_every_step_ends_its_move(
     assert reached == {f"{name}.hit" for name in names}
     assert kills == len(names)
     assert scene.world.running_on == target
+    assert await nodes_of_the_volume(scene) == [target]
     assert not scene.world.empty_starts
     switched = [epoch for _, call, epoch in scene.world.calls if call == "switch"]
     assert set(switched) == {1}

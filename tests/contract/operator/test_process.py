@@ -19,7 +19,7 @@ import yaml
 from contract.operator import operatorprocess
 from contract.operator.agentserver import enroll, request_for, serve_agent
 from contract.operator.apiserver import ADDRESS, URL, ApiServer
-from contract.operator.test_moves import Scene, other, scene
+from contract.operator.test_moves import Scene, on_a_local_volume, other, scene
 from contract.operator.world import NODE_NAMES, FakeAgent
 from godwit_operator.kube import CONFIG_MAPS, MIGRATIONS, PODS, HttpKubeApi, find
 
@@ -27,6 +27,7 @@ __all__ = ["scene"]  # the fixture
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[3]
 SYSTEM = "godwit-system"
+VOLUMES_ROLE = "godwit-operator-local-volumes"
 
 
 class Process:
@@ -116,6 +117,15 @@ async def process(apiserver: ApiServer, scene: Scene, tmp_path: Path) -> AsyncIt
             await server.stop(None)
 
 
+def may_change_volumes(apiserver: ApiServer) -> None:
+    """What the chart's ``localVolumes.move`` gives."""
+    role = ("--verb=patch", "--resource=persistentvolumes")
+    account = (f"--clusterrole={VOLUMES_ROLE}", f"--serviceaccount={SYSTEM}:godwit-operator")
+    for kind, options in (("clusterrole", role), ("clusterrolebinding", account)):
+        with contextlib.suppress(RuntimeError):  # it is there
+            apiserver.kubectl("create", kind, VOLUMES_ROLE, *options)
+
+
 async def _agent(apiserver: ApiServer, scene: Scene, name: str, address: str) -> Any:
     """One node's agent: pod, token, certificate, server."""
     apiserver.inside(["ip", "address", "replace", f"{address}/32", "dev", "lo"])
@@ -164,7 +174,7 @@ async def _final(api: HttpKubeApi, namespace: str, name: str = "m") -> dict[str,
     return found
 
 
-async def _apply(scene: Scene, pod: str, target: str, **more: str) -> None:
+async def _apply(scene: Scene, pod: str, target: str, **more: object) -> None:
     body = {
         "apiVersion": "godwit.io/v1alpha1",
         "kind": "PodMigration",
@@ -172,6 +182,19 @@ async def _apply(scene: Scene, pod: str, target: str, **more: str) -> None:
         "spec": {"podName": pod, "target": {"nodeName": target}, **more},
     }
     await scene.api.create(MIGRATIONS, scene.namespace, body)
+
+
+async def test_an_operator_that_may_not_change_volumes_says_so(
+    scene: Scene, process: Process, apiserver: ApiServer
+) -> None:
+    apiserver.kubectl("delete", "clusterrolebinding", VOLUMES_ROLE, "--ignore-not-found")
+    await on_a_local_volume(scene, "StatefulSet", "n2")
+    await _apply(scene, "redis-0", "n3", copyVolumes=["data"])
+    status = (await _final(scene.api, scene.namespace))["status"]
+    assert status["phase"] == "Rejected", status
+    (obstacle,) = status["obstacles"]
+    assert "localVolumes.move" in obstacle["message"]
+    assert "forbidden" in obstacle["message"]
 
 
 @pytest.mark.parametrize("kind", ["StatefulSet", "Pod"])
