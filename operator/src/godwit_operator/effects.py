@@ -217,8 +217,8 @@ class Effects:
             case Step.CREATE_SUCCESSOR:
                 await self._handover.create_bare()
             case Step.FIND_SUCCESSOR:
-                await open_to_target(self.ports.api, self.migration)
                 pod = await self._handover.find_successor()
+                await open_to_target(self.ports.api, self.migration)
                 found = {"successor_name": pod.metadata.name, "successor_uid": pod.metadata.uid}
                 return Done(), Learned(status=found)
             case _:
@@ -308,16 +308,19 @@ class Effects:
                 waited = time.time() - seconds(note.step_started)
                 await self._bridge.remove(successor=pod, patient=waited < _BRIDGE_SECONDS)
             case Step.DISARM_RULE:
-                await settle(self.ports.api, self.migration)
-                await self._handover.disarm()
+                await self._disarm()
             case _:
-                await settle(self.ports.api, self.migration)
-                await self._handover.disarm()
+                await self._disarm()
                 await self._handover.release_bystanders()
                 await self._handover.forget_manifest()
                 await self._drop_former()
                 self.ports.queue.leave(self.migration.metadata.uid)
         return DONE
+
+    async def _disarm(self) -> None:
+        """The rule holds other pods back until volumes are where the pod is."""
+        await settle(self.ports.api, self.migration)
+        await self._handover.disarm()
 
     async def _drop_former(self) -> None:
         """Once more what ``DropTarget`` gave up after its time: an agent that was away then may be
@@ -378,8 +381,7 @@ class Effects:
             case Step.NEXT_TARGET:
                 return Done(), await self._next_target()
             case _:
-                await settle(self.ports.api, self.migration)
-                await handover.disarm()
+                await self._disarm()
                 if status.successor_uid:
                     await handover.delete_pod(status.successor_name, status.successor_uid)
                 if handover.bare:

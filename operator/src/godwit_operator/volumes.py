@@ -67,7 +67,7 @@ def copied_volumes(pod: Pod, storage: Storage, copied: Collection[str]) -> list[
             continue
         path = posixpath.normpath(directory["path"])
         if bound is not None and names_its_node(bound):
-            pv, (home, *_) = bound["metadata"]["name"], named_nodes(bound) or [""]
+            pv, home = bound["metadata"]["name"], (named_nodes(bound) or [""])[0]
             found.append(
                 CopiedVolume(name=volume["name"], path=path, persistent_volume=pv, home=home)
             )
