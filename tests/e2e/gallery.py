@@ -10,6 +10,8 @@ from lab.cluster import LAB_IMAGE
 
 Pod = dict[str, Any]
 Change = Callable[[Pod], None]
+# Of seccomp; it is on the pod's node alone.
+PROFILE = "godwit/allow.json"
 
 
 def _spec(**fields: Any) -> Change:
@@ -64,6 +66,9 @@ SPECS: dict[str, Change] = {
     "PodFinalizers": lambda pod: pod["metadata"].update(finalizers=["godwit.io/test"]),
     "ContainerNotRunning": _one_that_ended,
     "SharedIPC": _shared_ipc,
+    "ProfileMissing": _spec(
+        securityContext={"seccompProfile": {"type": "Localhost", "localhostProfile": PROFILE}}
+    ),
     "EphemeralContainers": lambda pod: None,  # added when it runs
     "ForeignProcess": lambda pod: None,  # started in it when it runs
 }

@@ -62,6 +62,17 @@ class Gallery:
 
 
 @contextmanager
+def _profile(scene: Scene) -> Iterator[None]:
+    """A seccomp profile that the first node has and the second has not."""
+    path = f"/var/lib/kubelet/seccomp/{pods.PROFILE}"
+    script = f"mkdir -p $(dirname {path}) && cat > {path}"
+    text = '{"defaultAction": "SCMP_ACT_ALLOW"}'
+    scene.cluster.run("node", "exec", scene.nodes[0], "--", "sh", "-c", script, stdin=text)
+    yield
+    scene.cluster.node_exec(scene.nodes[0], "rm", "-f", path)
+
+
+@contextmanager
 def _static_pod(scene: Scene) -> Iterator[str]:
     """Name of a pod that the kubelet of the first node keeps by itself."""
     node, text = scene.nodes[0], json.dumps(pods.static(scene.namespace))
@@ -117,12 +128,13 @@ def gallery(cluster: Cluster) -> Iterator[Gallery]:
     scene = Scene(cluster, "gallery")
     scene.open()
     place = (scene.namespace, scene.nodes[0])
-    cluster.apply(
-        *(pods.redis(reason, *place) for reason in (*pods.SPECS, *pods.PENDING)),
-        *(pods.program(reason, *place) for reason in (*pods.PROGRAMS, *pods.CALLS)),
-        *(pods.several(*place), pods.daemon_set(*place), pods.job(*place)),
-    )
     with ExitStack() as stack:
+        stack.enter_context(_profile(scene))
+        cluster.apply(
+            *(pods.redis(reason, *place) for reason in (*pods.SPECS, *pods.PENDING)),
+            *(pods.program(reason, *place) for reason in (*pods.PROGRAMS, *pods.CALLS)),
+            *(pods.several(*place), pods.daemon_set(*place), pods.job(*place)),
+        )
         static = stack.enter_context(_static_pod(scene))
         terminating = stack.enter_context(_terminating(scene))
         stack.enter_context(_finalized(scene))

@@ -32,6 +32,7 @@ from godwit_agent.hostops.model import (
     Place,
     Plan,
     PodState,
+    Profiles,
     Restored,
     RoundStats,
     Sandbox,
@@ -217,6 +218,9 @@ class _Probe(_Part):
             problems=(),
             ip_pools=("10.244.1.0/24",) if self.node.name == "a" else ("10.244.2.0/24",),
         )
+
+    def missing(self, profiles: Profiles) -> tuple[str, ...]:
+        return tuple(n for n in (*profiles.apparmor, *profiles.seccomp) if n != "everywhere")
 
 
 class _Cgroups(_Part):

@@ -155,6 +155,7 @@ class Lab:
         # as containerd's CRI does it
         self.cgroup_namespaces = Path("/sys/fs/cgroup/cgroup.controllers").exists()
         self.apparmor = ""  # profile of the containers
+        self.selinux = ""  # label of the containers
         self.binds: dict[str, str] = {}  # where containers mount what directories of their node
         try:
             self._make()
@@ -283,6 +284,7 @@ class Lab:
             *({"destination": to, "source": path, **bind} for to, path in self.binds.items()),
         ]
         spec["process"]["apparmorProfile"] = self.apparmor
+        spec["process"]["selinuxLabel"] = self.selinux
         spec["linux"]["cgroupsPath"] = pod.cgroup
         spec["linux"]["namespaces"] = [
             {"type": "pid"}, {"type": "mount"},

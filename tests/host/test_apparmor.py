@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import apparmor
-from godwit_agent.hostops.model import PodState
+from godwit_agent.hostops import security
+from godwit_agent.hostops.model import PodState, Profiles
 from host.lab import BASE, Lab
 from host.test_kernel_objects import ask_when_ready, move, start
 
@@ -58,6 +59,11 @@ def require_confined(scene: Lab, state: PodState) -> None:
     assert (process / "attr/current").read_text().strip() == f"{NAME} (enforce)"
     assert set(ask_when_ready(scene).values()) == {"ok"}
     assert not (process / "root" / DENIED.lstrip("/")).exists()
+
+
+def test_a_profile_that_is_not_loaded_is_named(scene: Lab, profile: str) -> None:
+    (found,) = security.missing(scene.a.layout, Profiles(apparmor=(profile, "no-such")))
+    assert "no-such" in found
 
 
 def test_the_profile_follows(scene: Lab, profile: str) -> None:

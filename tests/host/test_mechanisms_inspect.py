@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from godwit_agent.hostops import surroundings
+from godwit_agent.hostops import security, surroundings
 from godwit_agent.hostops.inspector import HostInspector
+from godwit_agent.hostops.model import Profiles
 from godwit_agent.hostops.pods import HostPods
 from godwit_api.reasons import Reason
 from host.lab import BASE, RUNC_ROOT, Lab
@@ -103,6 +104,17 @@ def test_a_process_that_came_in_from_outside(scene: Lab) -> None:
     (found,) = inspector.inspect(state).obstacles
     assert found.reason is Reason.FOREIGN_PROCESS
     assert "tail" in found.message
+
+
+def test_profiles_that_a_node_lacks(scene: Lab) -> None:
+    """The kubelet's directory may lie elsewhere: links lead where they do on the node."""
+    wanted = Profiles(seccomp=("there.json", "not/there.json"))
+    assert security.missing(scene.a.layout, wanted) == (), "nothing is known of the kubelet"
+    scene.a.run("mkdir", "-p", "/srv/kubelet/seccomp")
+    scene.a.run("touch", "/srv/kubelet/seccomp/there.json")
+    scene.a.run("ln", "-s", "/srv/kubelet", "/var/lib/kubelet")
+    (found,) = security.missing(scene.a.layout, wanted)
+    assert "not/there.json" in found
 
 
 def test_ipc_objects_of_a_namespace() -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -66,6 +67,20 @@ class Probe(View, frozen=True):
     exec_: dict[str, Any] | None = msgspec.field(default=None, name="exec")
 
 
+class Profile(View, frozen=True):
+    """What confines a container: the runtime's own, or one that is on the node already."""
+
+    type: str = ""
+    localhost_profile: str = ""
+
+
+class SecurityContext(View, frozen=True):
+    """Of a pod or a container."""
+
+    app_armor_profile: Profile = Profile()
+    seccomp_profile: Profile = Profile()
+
+
 class Container(View, frozen=True):
     """One container of a pod."""
 
@@ -79,6 +94,7 @@ class Container(View, frozen=True):
     stdin_once: bool = False
     tty: bool = False
     volume_devices: list[Any] = []
+    security_context: SecurityContext = SecurityContext()
 
     @property
     def sidecar(self) -> bool:
@@ -122,11 +138,31 @@ class PodSpec(View, frozen=True):
     scheduling_gates: list[Named] = []
     resource_claims: list[Any] = []
     affinity: dict[str, Any] | None = None
+    security_context: SecurityContext = SecurityContext()
+
+    @property
+    def apparmor_profiles(self) -> list[str]:
+        """Those that must be loaded on a node before the pod starts there."""
+        return _localhost(context.app_armor_profile for context in self._contexts)
+
+    @property
+    def seccomp_profiles(self) -> list[str]:
+        """Those that must be a file below the kubelet's directory ``seccomp``."""
+        return _localhost(context.seccomp_profile for context in self._contexts)
+
+    @property
+    def _contexts(self) -> list[SecurityContext]:
+        every = (*self.init_containers, *self.containers)
+        return [self.security_context, *(one.security_context for one in every)]
 
     @property
     def lasting(self) -> list[Container]:
         """The containers that run as long as the pod: sidecars and the others."""
         return [*(one for one in self.init_containers if one.sidecar), *self.containers]
+
+
+def _localhost(profiles: Iterable[Profile]) -> list[str]:
+    return sorted({one.localhost_profile for one in profiles if one.type == "Localhost"})
 
 
 class PodCondition(View, frozen=True):

@@ -29,6 +29,7 @@ type expected struct {
 // bundle is what its config.json says of a container (the OCI runtime specification, config.md).
 type bundle struct {
 	Annotations map[string]string `json:"annotations"`
+	Process     struct{ SelinuxLabel string }
 	Linux       struct {
 		Namespaces []struct{ Type, Path string }
 	}
@@ -173,6 +174,12 @@ func markMoved(dirs state.Dirs, call Command, pid int) error {
 }
 
 func runRestore(dirs state.Dirs, real string, call Command, container state.Container, lease *os.File) (int, string) {
+	config := bundleFor(call)
+	if label := config.Process.SelinuxLabel; label != "" {
+		// It would run on under the runtime's own label, hardly confined (hostops/inspector.py).
+		err := fmt.Errorf("the runtime of this node gives the container the SELinux label %s, which CRIU cannot restore", label)
+		return fail(call, err), err.Error()
+	}
 	arguments := append([]string{}, call.Global...)
 	arguments = append(arguments, "restore", "--detach", "--lazy-pages", "--tcp-established",
 		"--file-locks", "--manage-cgroups-mode", "ignore",
@@ -198,7 +205,7 @@ func runRestore(dirs state.Dirs, real string, call Command, container state.Cont
 		"PATH="+filepath.Join(dirs.Opt, "gate")+":"+os.Getenv("PATH"),
 		"GODWIT_GATE="+container.Dir,
 		"CRIU_CONFIG_FILE="+filepath.Join(container.Dir, "criu.conf"))
-	if bundleFor(call).ownCgroupNamespace() {
+	if config.ownCgroupNamespace() {
 		child.Env = append(child.Env, gate.CgroupNamespace+"=1")
 	}
 	// If containerd gives up and kills us, nothing may go on restoring behind its back.

@@ -180,6 +180,22 @@ func TestCgroupNamespaceOfTheContainersOwn(t *testing.T) {
 }
 
 // A kubelet that has lost a container (its requests were cancelled) makes another one.
+func TestNotRestoredWhereItWouldLoseItsLabel(t *testing.T) {
+	w := newWorld(t)
+	directory := w.expect("pod", "c")
+	bundle := w.bundle("container", "pod", "c")
+	config := filepath.Join(bundle, "config.json")
+	w.put(config, strings.Replace(w.read(config), "{", `{"process":{"selinuxLabel":"u:r:container_t:s0:c1,c2"},`, 1))
+	if code, _ := w.call("create", "--bundle", bundle, "id"); code == 0 || w.calls() != "" {
+		t.Errorf("exit %d, runc was called: %q", code, w.calls())
+	}
+	for _, said := range []string{w.logged(), w.read(filepath.Join(directory, "result.json"))} {
+		if !strings.Contains(said, "container_t:s0:c1,c2") {
+			t.Errorf("the label is not named: %q", said)
+		}
+	}
+}
+
 func TestNotStartedBesideItsLivingProcess(t *testing.T) {
 	w := newWorld(t)
 	process := exec.Command("sleep", "100")

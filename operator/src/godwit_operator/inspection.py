@@ -226,6 +226,8 @@ class Inspection:
             memory_bytes=facts.memory_bytes,
             files_bytes=facts.files_bytes,
             volumes=_volumes(facts.volumes),
+            apparmor_profiles=pod.spec.apparmor_profiles,
+            seccomp_profiles=pod.spec.seccomp_profiles,
         )
         agent = await self.agents.agent(node.name)
         try:

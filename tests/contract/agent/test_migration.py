@@ -519,6 +519,27 @@ def test_checks_tell_everything_at_once(cluster: Cluster) -> None:
     assert {o.reason for o in found} == {Reason.CPU_DIFFERS, Reason.VERSION_DIFFERS}
 
 
+def test_a_target_names_the_profiles_that_it_lacks(cluster: Cluster) -> None:
+    request = pb.CheckTargetRequest(
+        migration=cluster.ref(),
+        pod=cluster.pod(),
+        source=cluster.a.peer(),
+        source_report=cluster.a.api.GetNode(pb.GetNodeRequest(), timeout=TIMEOUT),
+        apparmor_profiles=["everywhere", "here-only"],
+        seccomp_profiles=["profiles/audit.json"],
+    )
+    found = cluster.b.api.CheckTarget(request, timeout=TIMEOUT).obstacles
+    assert {o.reason for o in found} == {Reason.PROFILE_MISSING}
+    said = " ".join(o.message for o in found)
+    assert "here-only" in said
+    assert "profiles/audit.json" in said
+    assert "everywhere" not in said
+    request.seccomp_profiles[:] = ["../../etc/shadow"]
+    with pytest.raises(grpc.RpcError) as caught:
+        cluster.b.api.CheckTarget(request, timeout=TIMEOUT)
+    assert error_of(caught.value).reason is Reason.MALFORMED
+
+
 def test_addresses_follow_the_list(cluster: Cluster) -> None:
     cluster.ready()
     cluster.switch()

@@ -115,6 +115,25 @@ REFUSED: list[tuple[str, Object, Reason]] = [
 ]
 
 
+def test_profiles_that_a_node_must_have() -> None:
+    def profile(name: str) -> Object:
+        return {"type": "Localhost", "localhostProfile": name}
+
+    body = pod(
+        spec__securityContext={"seccompProfile": profile("a/b.json")},
+        spec__containers=[
+            {"name": "c", "securityContext": {"appArmorProfile": profile("strict")}},
+            {"name": "d", "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}},
+        ],
+        spec__initContainers=[
+            {"name": "i", "securityContext": {"seccompProfile": profile("init.json")}}
+        ],
+    )
+    spec = msgspec.convert(body, Pod).spec
+    assert spec.apparmor_profiles == ["strict"]
+    assert spec.seccomp_profiles == ["a/b.json", "init.json"]
+
+
 @pytest.mark.parametrize(("body", "reason"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
 def test_refused(body: Object, reason: Reason) -> None:
     found = pod_obstacles(msgspec.convert(body, Pod))

@@ -394,6 +394,8 @@ class CheckTargetRequest(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     FILES_BYTES_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    APPARMOR_PROFILES_FIELD_NUMBER: _builtins.int
+    SECCOMP_PROFILES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     files_bytes: _builtins.int
     @_builtins.property
@@ -406,6 +408,14 @@ class CheckTargetRequest(_message.Message):
     def source_report(self) -> Global___NodeReport: ...
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopiedVolume]: ...
+    @_builtins.property
+    def apparmor_profiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the pod's specification, type Localhost"""
+
+    @_builtins.property
+    def seccomp_profiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """likewise: below the kubelet's directory of them"""
+
     def __init__(
         self,
         *,
@@ -416,10 +426,12 @@ class CheckTargetRequest(_message.Message):
         memory_bytes: _builtins.int = ...,
         files_bytes: _builtins.int = ...,
         volumes: _abc.Iterable[Global___CopiedVolume] | None = ...,
+        apparmor_profiles: _abc.Iterable[_builtins.str] | None = ...,
+        seccomp_profiles: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["migration", b"migration", "pod", b"pod", "source", b"source", "source_report", b"source_report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files_bytes", b"files_bytes", "memory_bytes", b"memory_bytes", "migration", b"migration", "pod", b"pod", "source", b"source", "source_report", b"source_report", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apparmor_profiles", b"apparmor_profiles", "files_bytes", b"files_bytes", "memory_bytes", b"memory_bytes", "migration", b"migration", "pod", b"pod", "seccomp_profiles", b"seccomp_profiles", "source", b"source", "source_report", b"source_report", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

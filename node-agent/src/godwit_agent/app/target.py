@@ -25,7 +25,15 @@ from godwit_agent.app.model import Migration, PeerNode, Pod
 from godwit_agent.app.peers import PeerFactory, Ran, Restored
 from godwit_agent.app.sessions import TargetSession
 from godwit_agent.app.stopwatch import Stopwatch
-from godwit_agent.hostops.model import NodeFacts, Obstacle, Outgoing, Place, Plan, Volume
+from godwit_agent.hostops.model import (
+    NodeFacts,
+    Obstacle,
+    Outgoing,
+    Place,
+    Plan,
+    Profiles,
+    Volume,
+)
 from godwit_agent.hostops.ports import Host
 from godwit_api.errors import Aborted, GodwitError, Rejected, Retryable, Unsafe
 from godwit_api.reasons import Reason
@@ -35,6 +43,9 @@ _GATE_STEP_S = 1.0
 _RUNS = (Step.FENCED, Step.RESUMED)
 """Behind either the copy runs, or is about to and nothing else may become of it."""
 _OVER = (*_RUNS, Step.LOST, Step.REFUSED, Step.ABORTED, Step.FINISHED)
+
+
+_NO_PROFILES = Profiles()
 
 
 class Target:
@@ -55,11 +66,14 @@ class Target:
         source: PeerNode,
         facts: NodeFacts,
         volumes: tuple[Volume, ...] = (),
+        profiles: Profiles = _NO_PROFILES,
     ) -> list[Obstacle]:
         """All obstacles at once; touches nothing."""
         refuse_stale(self._journals, migration.uid, migration.epoch)
+        missing = self._host.probe.missing(profiles)
         return [
             *fitness.obstacles(source.name, facts, self._host.probe.facts()),
+            *(Obstacle(Reason.PROFILE_MISSING, f"this node has no {one}") for one in missing),
             *self._host.volumes.arriving(volumes),
         ]
 

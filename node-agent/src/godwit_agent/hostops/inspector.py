@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Mapping
 
-from godwit_agent.hostops import procs, surroundings
+from godwit_agent.hostops import procs, security, surroundings
 from godwit_agent.hostops.files import netfiles, watches
 from godwit_agent.hostops.files.filesource import size_of
 from godwit_agent.hostops.layout import Layout
@@ -73,10 +73,26 @@ class HostInspector:
                     yield reason, f"process {_name(pid)} {message}"
             yield from _sockets(pod, pids)
             yield from surroundings.mounts(container)
+            yield from self._labels(container.init_pid, pids)
             yield from _watches(container.init_pid, pids)
             yield from _terminals(pids)
         except (OSError, GodwitError) as error:
             yield Reason.PROCESS_CANNOT_BE_INSPECTED, str(error)
+
+    def _labels(self, init_pid: int, pids: tuple[int, ...]) -> Iterator[Found]:
+        """Debian builds CRIU without SELinux (criu/lsm.c, CONFIG_HAS_SELINUX): what it restores
+        keeps the label of the container runtime, whatever that gave the container."""
+        if not security.selinux(self._layout):
+            return
+        inherited = procs.security_labels(int(procs.status(init_pid).get("PPid", "0")))
+        for pid in pids:
+            for label in sorted(procs.security_labels(pid) - inherited):
+                message = (
+                    f"process {_name(pid)} runs under the SELinux label {label}, which its copy "
+                    "would not have: move pods of nodes whose runtime gives containers no label "
+                    "(containerd: enable_selinux = false)"
+                )
+                yield Reason.SECURITY_LABEL, message
 
     def _facts(self, pod: PodState, container: Container, pids: tuple[int, ...]) -> ContainerFacts:
         return ContainerFacts(

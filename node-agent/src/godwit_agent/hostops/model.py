@@ -163,6 +163,14 @@ class NodeFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Profiles:
+    """What a pod's specification wants a node to have: names of AppArmor, paths of seccomp."""
+
+    apparmor: tuple[str, ...] = ()
+    seccomp: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RoundStats:
     """One pass over memory and files.
 

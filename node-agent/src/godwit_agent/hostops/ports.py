@@ -30,6 +30,7 @@ from godwit_agent.hostops.model import (
     Place,
     Plan,
     PodState,
+    Profiles,
     Restored,
     RoundStats,
     Sandbox,
@@ -80,6 +81,9 @@ class Inspector(Protocol):
 class NodeProbe(Protocol):
     def facts(self) -> NodeFacts:
         """Probed once per agent life where it is dear, always where it can change."""
+
+    def missing(self, profiles: Profiles) -> tuple[str, ...]:
+        """Those that are not on this node, each as a person calls it."""
 
 
 class Cgroups(Protocol):

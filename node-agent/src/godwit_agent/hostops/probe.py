@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from godwit_agent.hostops import security
 from godwit_agent.hostops.copies import best_tracking
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import NodeFacts, Obstacle
+from godwit_agent.hostops.model import NodeFacts, Obstacle, Profiles
 from godwit_agent.hostops.net.addresses import HostAddresses
 from godwit_agent.hostops.store import available_bytes
 from godwit_api.reasons import Reason
@@ -42,6 +43,9 @@ class HostProbe:
             memory_available_bytes=available_bytes(),
         )
 
+    def missing(self, profiles: Profiles) -> tuple[str, ...]:
+        return security.missing(self._layout, profiles)
+
     def _ask_versions(self) -> Mapping[str, str]:
         product = self._layout.product_dir
         asked = {
@@ -50,7 +54,9 @@ class HostProbe:
             "containerd": ("containerd", "--version"),
             "hook": (f"{product}/bin/godwit-hook", "version"),
         }
-        found = {"agent": VERSION, **self._security_module()}
+        found = {"agent": VERSION}
+        if modules := security.modules(self._layout):
+            found["security module"] = " and ".join(modules)
         for name, argv in asked.items():
             try:
                 done = subprocess.run(
@@ -67,13 +73,6 @@ class HostProbe:
             if done.returncode == 0 and lines:
                 found[name] = lines[0].strip()
         return found
-
-    def _security_module(self) -> Mapping[str, str]:
-        """By the directory that each shows where it is in force: AppArmor in securityfs
-        (admin-guide/LSM/apparmor.rst), SELinux in a file system of its own."""
-        signs = {"apparmor": "/sys/kernel/security/apparmor", "selinux": "/sys/fs/selinux/policy"}
-        found = [name for name, path in signs.items() if self._layout.local(path).exists()]
-        return {"security module": " and ".join(found)} if found else {}
 
     def _problems(self) -> list[Obstacle]:
         problems = [

@@ -106,6 +106,12 @@ def tree(init_pid: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def security_labels(pid: int) -> set[str]:
+    """What the node's security module calls each thread (proc_pid_attr(5))."""
+    found = {read(pid, f"task/{task}/attr/current").strip("\0\n") for task in threads(pid)}
+    return found - {""}
+
+
 def vpid(pid: int) -> int | None:
     """Number of the process in its own PID namespace."""
     numbers = status(pid).get("NSpid", "").split()

@@ -7,7 +7,16 @@ import itertools
 import re
 
 from godwit_agent.app.model import CopyPolicy, Migration, MovedAddress, PeerNode, Pod
-from godwit_agent.hostops.model import HostPath, NodeFacts, Outgoing, Piece, Plan, Tracking, Volume
+from godwit_agent.hostops.model import (
+    HostPath,
+    NodeFacts,
+    Outgoing,
+    Piece,
+    Plan,
+    Profiles,
+    Tracking,
+    Volume,
+)
 from godwit_api.errors import Rejected
 from godwit_api.objectstores import Store, faults
 from godwit_api.pb import agent_pb2 as pb
@@ -145,7 +154,9 @@ def containers(names: list[str]) -> tuple[str, ...]:
 
 def volumes(values: list[pb.CopiedVolume]) -> tuple[Volume, ...]:
     """Directories of a node: absolute, as written by somebody who means them, none in another."""
-    found = tuple(Volume(label(v.name, "volumes.name"), _path(v.path)) for v in values)
+    found = tuple(
+        Volume(label(v.name, "volumes.name"), _path(v.path, "volumes.path")) for v in values
+    )
     if len(found) > _MAX_VOLUMES or len({one.name for one in found}) != len(found):
         raise _bad("volumes are too many or repeated")
     for one in found:
@@ -154,11 +165,11 @@ def volumes(values: list[pb.CopiedVolume]) -> tuple[Volume, ...]:
     return found
 
 
-def _path(value: str) -> HostPath:
+def _path(value: str, field: str) -> HostPath:
     parts = value.split("/")
     good = len(value) <= _MAX_PATH and "\0" not in value and len(parts) > 1 and parts[0] == ""
     if not good or any(part in ("", ".", "..") for part in parts[1:]):
-        raise _bad(f"volumes.path {value!r} is no plain absolute path")
+        raise _bad(f"{field} {value!r} is no plain absolute path")
     return HostPath(value)
 
 
@@ -191,6 +202,16 @@ def node_report(report: pb.NodeReport) -> NodeFacts:
         problems=(),
         ip_pools=tuple(report.ip_pools),
     )
+
+
+def profiles(request: pb.CheckTargetRequest) -> Profiles:
+    """Names that may become paths: none leads out of a directory."""
+    found = Profiles(tuple(request.apparmor_profiles), tuple(request.seccomp_profiles))
+    if len(found.apparmor) + len(found.seccomp) > _MAX_CONTAINERS * 2:
+        raise _bad("profiles are too many")
+    for path in found.seccomp:
+        _path(f"/{path}", "seccomp_profiles")
+    return found
 
 
 def store(message: pb.ObjectStore) -> Store:

@@ -49,6 +49,7 @@ class NodeAgentServicer(agent_pb2_grpc.NodeAgentServicer):
                 decode.peer(request.source, "source"),
                 decode.node_report(request.source_report),
                 decode.volumes(list(request.volumes)),
+                decode.profiles(request),
             )
             return pb.CheckTargetResponse(obstacles=map(encode.obstacle, obstacles))
 

@@ -1,4 +1,4 @@
-"""Directories of the host that others have named: opened beneath its root, emptied, following no
+"""What of the host others have named: opened beneath its root; directories are emptied following no
 link (openat2(2), linux/openat2.h)."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from godwit_agent.hostops.layout import Layout
 
 _OPENAT2 = 437  # asm-generic/unistd.h, the same number on every architecture
-_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
+_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x02, 0x04, 0x08, 0x10
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,7 +25,20 @@ class _OpenHow(ctypes.Structure):
 
 def open_directory(layout: Layout, path: str) -> int:
     """The directory ``path`` of the host. ``OSError``: ELOOP for a link, ENOENT, ENOTDIR."""
-    how = _OpenHow(_DIRECTORY, 0, _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS)
+    return _open(layout, path, _DIRECTORY, _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS)
+
+
+def exists(layout: Layout, path: str) -> bool:
+    """Whether the host finds something there; links lead where they lead on the host."""
+    try:
+        os.close(_open(layout, path, os.O_PATH | os.O_CLOEXEC, _IN_ROOT | _NO_MAGICLINKS))
+    except OSError:
+        return False
+    return True
+
+
+def _open(layout: Layout, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags, 0, resolve)
     root = os.open(layout.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         relative = os.fsencode(path.strip("/") or ".")
