@@ -56,6 +56,7 @@ mkdir -p old base
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount --bind /sys/kernel/security sys/kernel/security || true
+[ ! -d /sys/fs/selinux ] || mount --bind /sys/fs/selinux sys/fs/selinux
 mount --rbind /dev dev
 mount --rbind /sys/fs/cgroup sys/fs/cgroup
 mount -t tmpfs -o size=8g,mode=755 tmpfs run

@@ -12,6 +12,7 @@ import pytest
 
 from godwit_agent.hostops import procs
 from godwit_agent.hostops.inspector import HostInspector
+from godwit_api.errors import Aborted
 from godwit_api.reasons import Reason
 from host.lab import BASE, HERE, Lab
 from host.test_kernel_objects import ask_when_ready, move, start
@@ -63,3 +64,12 @@ def test_the_runtimes_label_stays(scene: Lab) -> None:
         _, state = move(scene, state, here, there)
     assert procs.security_labels(state.containers[0].init_pid) == label
     assert set(ask_when_ready(scene).values()) == {"ok"}
+
+
+def test_a_runtime_that_would_give_the_copy_a_label(scene: Lab) -> None:
+    """Its processes would not have it: nothing is restored."""
+    state = start(scene, scene.a, CHECKS)
+    assert set(ask_when_ready(scene).values()) == {"ok"}
+    scene.selinux = LABEL
+    with pytest.raises(Aborted, match=LABEL):
+        move(scene, state, scene.a, scene.b)

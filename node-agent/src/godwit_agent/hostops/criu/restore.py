@@ -40,13 +40,15 @@ class HostRestores:
 
         def look() -> bool | None:
             waits = gate.waiting() and self._started(directory)
-            return True if waits or (directory / "result.json").exists() else None
+            return True if waits or read_json(directory / "result.json") is not None else None
 
         if self._hooks.wait(look, timeout_s) is None:
             message = f"container {slot.container} has not come to the gate yet"
             raise Retryable(Reason.TIMED_OUT, message, delay_seconds=0.2)
-        if (directory / "result.json").exists():
-            raise self._failure(slot, Reason.SUCCESSOR_FAILED, "ended before its time")
+        result = read_json(directory / "result.json")
+        if result is not None:
+            what = f"ended before its time: {result.get('error', '')}".rstrip(": ")
+            raise self._failure(slot, Reason.SUCCESSOR_FAILED, what)
         try:
             return (directory / "claimed").read_text().strip()
         except FileNotFoundError as error:
