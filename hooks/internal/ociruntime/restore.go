@@ -114,10 +114,10 @@ func first(notes map[string]string, keys ...string) string {
 // restore runs `runc restore` in place of `runc create`, and ends when the process is there, or
 // never will be. Whoever gives it up closes lease (nil: nobody does).
 func restore(dirs state.Dirs, real string, call Command, container state.Container, lease *os.File) int {
-	id := call.ContainerID()
+	id, config := call.ContainerID(), bundleFor(call)
 	code, message := 1, "failpoint"
 	if failpoint.Reach(dirs, "restore.before") == nil {
-		code, message = runRestore(dirs, real, call, container, lease)
+		code, message = runRestore(dirs, real, call, config, container, lease)
 		if code == 0 {
 			// a crash here leaves a restored process that nobody was told of
 			_ = failpoint.Reach(dirs, "restore.after")
@@ -145,7 +145,7 @@ func restore(dirs state.Dirs, real string, call Command, container state.Contain
 		}
 	}
 	if code == 0 && pid > 0 {
-		if err := markMoved(dirs, call, pid); err != nil {
+		if err := markMoved(dirs, id, config, pid); err != nil {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 			code, message = 1, err.Error()
 		}
@@ -161,20 +161,21 @@ func restore(dirs state.Dirs, real string, call Command, container state.Contain
 }
 
 // markMoved keeps the container from being created beside its process, should the runtime lose it.
-func markMoved(dirs state.Dirs, call Command, pid int) error {
-	podUID, name := bundleFor(call).whose()
+func markMoved(dirs state.Dirs, id string, config bundle, pid int) error {
+	podUID, name := config.whose()
 	if podUID == "" {
 		return errors.New("config.json does not say whose container it is")
 	}
-	err := dirs.MarkMoved(call.ContainerID(), state.Moved{PodUID: podUID, Container: name, PID: pid})
+	err := dirs.MarkMoved(id, state.Moved{PodUID: podUID, Container: name, PID: pid})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, os.ErrProcessDone) {
 		return nil // it has ended: whoever asks for it next says so
 	}
 	return err
 }
 
-func runRestore(dirs state.Dirs, real string, call Command, container state.Container, lease *os.File) (int, string) {
-	config := bundleFor(call)
+func runRestore(
+	dirs state.Dirs, real string, call Command, config bundle, container state.Container, lease *os.File,
+) (int, string) {
 	if label := config.Process.SelinuxLabel; label != "" {
 		// It would run on under the runtime's own label, hardly confined (hostops/inspector.py).
 		err := fmt.Errorf("the runtime of this node gives the container the SELinux label %s, which CRIU cannot restore", label)
