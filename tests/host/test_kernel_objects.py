@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from godwit_agent.hostops.model import PodState, Tracking
+from godwit_agent.hostops.model import PodState
 from godwit_agent.hostops.net.netns import NetnsThread
-from godwit_agent.hostops.pages.memory import HostSourceMemory
 from godwit_agent.hostops.store import HostTargetStore
 from godwit_api.errors import Retryable
 from host.lab import BASE, ROOT, Console, Lab, Node, Pod
@@ -99,7 +98,7 @@ def move(
     container, uid = state.containers[0], str(uuid.uuid4())
     source.stores.create_source(uid)
     store = target.stores.create_target(uid, ("main",), 1 << 30)
-    memory, files = HostSourceMemory(state, Tracking.USERFAULTFD), source.copies.files(state)
+    memory, files = source.copies.memory(state), source.copies.files(state)
     for _ in range(2):
         files.round(store)
         memory.announce(store)

@@ -22,7 +22,7 @@ from godwit_agent.hostops.copies import HostCopies
 from godwit_agent.hostops.criu.dump import HostDumps, HostGatedDump
 from godwit_agent.hostops.criu.restore import HostRestores
 from godwit_agent.hostops.hooks import HookFiles
-from godwit_agent.hostops.model import PodState, Tracking
+from godwit_agent.hostops.model import PodState
 from godwit_agent.hostops.net.network import HostNetworks, HostPodNetwork
 from godwit_agent.hostops.pages.memory import HostSourceMemory
 from godwit_agent.hostops.pods import HostPods
@@ -177,7 +177,7 @@ def test_redis_moves_with_its_connection(scene: Lab, huge_pages: str) -> None:
 
     source.stores.create_source(uid)
     store = target.stores.create_target(uid, ("main",), MB << 20)
-    memory, files = HostSourceMemory(state, Tracking.USERFAULTFD), source.copies.files(state)
+    memory, files = source.copies.memory(state), source.copies.files(state)
     print("files", files.round(store))
     change_files(state)
     copy(memory, store)

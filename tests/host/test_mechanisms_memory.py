@@ -26,10 +26,10 @@ from godwit_agent.memory.pageset import PAGE
 pytestmark = [
     pytest.mark.host,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(
-        probe(Scanner()) is not Tracking.USERFAULTFD, reason="the kernel cannot track writes"
-    ),
 ]
+tracking = pytest.mark.skipif(
+    probe(Scanner()) is not Tracking.USERFAULTFD, reason="the kernel cannot track writes"
+)
 
 # Threads in system calls of every restartable kind, a thread that writes, forks, new mappings.
 PROGRAM = """
@@ -148,7 +148,9 @@ def compare(sink: Sink, pid: int) -> int:
 
 
 @pytest.mark.parametrize("process", [[], ["fork"]], indirect=True, ids=["threads", "fork"])
-@pytest.mark.parametrize("kind", [Tracking.USERFAULTFD, Tracking.PAGE_HASH])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(Tracking.USERFAULTFD, marks=tracking), Tracking.PAGE_HASH]
+)
 def test_every_page_arrives(process: subprocess.Popen[str], sink: Sink, kind: Tracking) -> None:
     memory = HostSourceMemory(pod_of(process.pid), kind)
     rounds = []
@@ -167,6 +169,7 @@ def test_every_page_arrives(process: subprocess.Popen[str], sink: Sink, kind: Tr
     assert process.stdout.readline() == "errors []\n"
 
 
+@tracking
 def test_memory_that_is_only_reserved_costs_nothing(sink: Sink, tmp_path: Path) -> None:
     """MariaDB reserves 8 TiB, and is hashed: its page map has 16 GiB of entries."""
     program = (
@@ -199,6 +202,7 @@ def test_memory_that_is_only_reserved_costs_nothing(sink: Sink, tmp_path: Path) 
             child.kill()
 
 
+@tracking
 def test_nothing_is_left_in_the_process(process: subprocess.Popen[str], sink: Sink) -> None:
     before = sorted(target for _, target in procs.descriptors(process.pid))
     memory = HostSourceMemory(pod_of(process.pid), Tracking.USERFAULTFD)
@@ -209,6 +213,7 @@ def test_nothing_is_left_in_the_process(process: subprocess.Popen[str], sink: Si
     assert after == before
 
 
+@tracking
 def test_a_debugged_process_is_hashed_instead(process: subprocess.Popen[str], sink: Sink) -> None:
     tracer = (
         subprocess.Popen(
