@@ -171,7 +171,7 @@ def move(
     dump.finish()
     print(f"end of the source {1000 * (time.monotonic() - begin):.0f} ms")
     source.cgroups.kill([container.id])
-    drained = store.drained(10)
+    drained = store.drained(60)
     if keep:
         log = there.layout.local(store.slots()["main"].work) / "lazy.log"
         shutil.copy(log, keep)
