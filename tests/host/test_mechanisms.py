@@ -258,7 +258,7 @@ def test_redis_moves_with_its_connection(scene: Lab, huge_pages: str) -> None:
     print(f"totals {totals}; worst reply {counter.worst_ms:.1f} ms of {counter.replies}")
     counter.stop()
     assert counter.error is None
-    assert store.drained(10)
+    assert store.drained(60)
     redis(scene.b, successor, "del", "n")
     assert redis(scene.b, successor, "debug", "digest") == digest
     check_files(restored.init_pid)
