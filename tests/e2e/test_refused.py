@@ -68,8 +68,10 @@ def _profile(scene: Scene) -> Iterator[None]:
     script = f"mkdir -p $(dirname {path}) && cat > {path}"
     text = '{"defaultAction": "SCMP_ACT_ALLOW"}'
     scene.cluster.run("node", "exec", scene.nodes[0], "--", "sh", "-c", script, stdin=text)
-    yield
-    scene.cluster.node_exec(scene.nodes[0], "rm", "-f", path)
+    try:
+        yield
+    finally:
+        scene.cluster.node_exec(scene.nodes[0], "rm", "-f", path)
 
 
 @contextmanager

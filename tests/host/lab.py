@@ -23,14 +23,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from godwit_agent.hostops.cgroups import HostCgroups
+from godwit_agent.hostops.copies import best_tracking
 from godwit_agent.hostops.layout import Layout
+from godwit_agent.hostops.model import Tracking
 from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.install.node import CGROUPS
 from godwit_api.errors import GodwitError
 from godwit_testbed.build import builder_root
 
 BASE = builder_root()
+needs_tracking = pytest.mark.skipif(
+    best_tracking() is not Tracking.USERFAULTFD, reason="the kernel cannot track writes"
+)
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NATIVE = ROOT / "node-agent/native"

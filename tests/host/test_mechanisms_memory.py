@@ -18,18 +18,15 @@ from godwit_agent.hostops import filerecords, procs
 from godwit_agent.hostops.model import Container, HostPath, PodState, Sandbox, Tracking
 from godwit_agent.hostops.pages import pagescan
 from godwit_agent.hostops.pages.memory import HostSourceMemory
-from godwit_agent.hostops.pages.pagescan import Scanner, populated
+from godwit_agent.hostops.pages.pagescan import populated
 from godwit_agent.hostops.pages.pagestore import PageStore
-from godwit_agent.hostops.pages.tracking import probe
 from godwit_agent.memory.pageset import PAGE
+from host.lab import needs_tracking
 
 pytestmark = [
     pytest.mark.host,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
-tracking = pytest.mark.skipif(
-    probe(Scanner()) is not Tracking.USERFAULTFD, reason="the kernel cannot track writes"
-)
 
 # Threads in system calls of every restartable kind, a thread that writes, forks, new mappings.
 PROGRAM = """
@@ -149,7 +146,7 @@ def compare(sink: Sink, pid: int) -> int:
 
 @pytest.mark.parametrize("process", [[], ["fork"]], indirect=True, ids=["threads", "fork"])
 @pytest.mark.parametrize(
-    "kind", [pytest.param(Tracking.USERFAULTFD, marks=tracking), Tracking.PAGE_HASH]
+    "kind", [pytest.param(Tracking.USERFAULTFD, marks=needs_tracking), Tracking.PAGE_HASH]
 )
 def test_every_page_arrives(process: subprocess.Popen[str], sink: Sink, kind: Tracking) -> None:
     memory = HostSourceMemory(pod_of(process.pid), kind)
@@ -169,7 +166,7 @@ def test_every_page_arrives(process: subprocess.Popen[str], sink: Sink, kind: Tr
     assert process.stdout.readline() == "errors []\n"
 
 
-@tracking
+@needs_tracking
 def test_memory_that_is_only_reserved_costs_nothing(sink: Sink, tmp_path: Path) -> None:
     """MariaDB reserves 8 TiB, and is hashed: its page map has 16 GiB of entries."""
     program = (
@@ -202,7 +199,7 @@ def test_memory_that_is_only_reserved_costs_nothing(sink: Sink, tmp_path: Path) 
             child.kill()
 
 
-@tracking
+@needs_tracking
 def test_nothing_is_left_in_the_process(process: subprocess.Popen[str], sink: Sink) -> None:
     before = sorted(target for _, target in procs.descriptors(process.pid))
     memory = HostSourceMemory(pod_of(process.pid), Tracking.USERFAULTFD)
@@ -213,7 +210,7 @@ def test_nothing_is_left_in_the_process(process: subprocess.Popen[str], sink: Si
     assert after == before
 
 
-@tracking
+@needs_tracking
 def test_a_debugged_process_is_hashed_instead(process: subprocess.Popen[str], sink: Sink) -> None:
     tracer = (
         subprocess.Popen(

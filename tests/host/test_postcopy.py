@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from godwit_agent.hostops import procs
-from godwit_agent.hostops.copies import best_tracking
-from godwit_agent.hostops.model import PodState, Tracking
+from godwit_agent.hostops.model import PodState
 from godwit_agent.hostops.ports import MissingPages, Serving
 from godwit_agent.hostops.store import HostTargetStore
-from host.lab import BASE, ROOT, Lab
+from host.lab import BASE, ROOT, Lab, needs_tracking
 from host.test_changing_memory import said, wait_for_passes
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
@@ -146,10 +145,7 @@ def test_every_word_is_there(scene: Lab, tmp_path: Path, turmoil: str) -> None:
     wait_for_passes(arrived.containers[0].init_pid, 2)
 
 
-@pytest.mark.skipif(
-    best_tracking() is not Tracking.USERFAULTFD,
-    reason="by its digest, a page that was written again as it was is the same",
-)
+@needs_tracking  # by its digest, a page that was written again as it was is the same
 def test_what_was_copied_and_written_again_is_fetched(scene: Lab, tmp_path: Path) -> None:
     """CRIU does not look at memory that is tracked; what has been copied and not written since
     is served as it lies there."""

@@ -16,13 +16,11 @@ from godwit_agent.hostops.filerecords import Kind
 from godwit_agent.hostops.model import Tracking
 from godwit_agent.hostops.pages import sharedobjects
 from godwit_agent.hostops.pages.memory import HostSourceMemory, deliver
-from godwit_agent.hostops.pages.pagescan import Scanner
 from godwit_agent.hostops.pages.sharedmemory import SHARED, SharedMemory
 from godwit_agent.hostops.pages.sharedstore import SharedStore
-from godwit_agent.hostops.pages.tracking import probe
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted
-from host.lab import BASE, ROOT, Lab
+from host.lab import BASE, ROOT, Lab, needs_tracking
 from host.test_changing_memory import said, wait_for_passes
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
@@ -150,9 +148,7 @@ class SharedOnly(Sink):
             super().file(container, header, body)
 
 
-@pytest.mark.skipif(
-    probe(Scanner()) is not Tracking.USERFAULTFD, reason="the kernel cannot track writes"
-)
+@needs_tracking
 def test_a_post_copy_withholds_none_of_it_and_knows_how_much_there_is(
     process: int, tmp_path: Path
 ) -> None:

@@ -179,7 +179,6 @@ func TestCgroupNamespaceOfTheContainersOwn(t *testing.T) {
 	}
 }
 
-// A kubelet that has lost a container (its requests were cancelled) makes another one.
 func TestNotRestoredWhereItWouldLoseItsLabel(t *testing.T) {
 	w := newWorld(t)
 	directory := w.expect("pod", "c")
@@ -196,6 +195,7 @@ func TestNotRestoredWhereItWouldLoseItsLabel(t *testing.T) {
 	}
 }
 
+// A kubelet that has lost a container (its requests were cancelled) makes another one.
 func TestNotStartedBesideItsLivingProcess(t *testing.T) {
 	w := newWorld(t)
 	process := exec.Command("sleep", "100")

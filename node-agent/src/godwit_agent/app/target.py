@@ -45,9 +45,6 @@ _RUNS = (Step.FENCED, Step.RESUMED)
 _OVER = (*_RUNS, Step.LOST, Step.REFUSED, Step.ABORTED, Step.FINISHED)
 
 
-_NO_PROFILES = Profiles()
-
-
 class Target:
     """One object for all migrations that come to this node."""
 
@@ -65,8 +62,8 @@ class Target:
         migration: Migration,
         source: PeerNode,
         facts: NodeFacts,
-        volumes: tuple[Volume, ...] = (),
-        profiles: Profiles = _NO_PROFILES,
+        volumes: tuple[Volume, ...],
+        profiles: Profiles,
     ) -> list[Obstacle]:
         """All obstacles at once; touches nothing."""
         refuse_stale(self._journals, migration.uid, migration.epoch)

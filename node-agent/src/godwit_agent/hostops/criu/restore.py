@@ -40,14 +40,14 @@ class HostRestores:
 
         def look() -> bool | None:
             waits = gate.waiting() and self._started(directory)
-            return True if waits or read_json(directory / "result.json") is not None else None
+            return True if waits or (directory / "result.json").exists() else None
 
         if self._hooks.wait(look, timeout_s) is None:
             message = f"container {slot.container} has not come to the gate yet"
             raise Retryable(Reason.TIMED_OUT, message, delay_seconds=0.2)
-        result = read_json(directory / "result.json")
-        if result is not None:
-            what = f"ended before its time: {result.get('error', '')}".rstrip(": ")
+        if (directory / "result.json").exists():
+            said = (read_json(directory / "result.json") or {}).get("error", "")
+            what = f"ended before its time: {said}".rstrip(": ")
             raise self._failure(slot, Reason.SUCCESSOR_FAILED, what)
         try:
             return (directory / "claimed").read_text().strip()
