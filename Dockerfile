@@ -17,7 +17,7 @@ RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.ver
 FROM ${BASE_IMAGE} AS criu
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-install-recommends \
-      criu iproute2 tar patchelf gcc libc6-dev
+      criu iproute2 nftables tar patchelf gcc libc6-dev
 COPY scripts/bundle-criu /usr/local/bin/
 COPY node-agent/native /src/native
 RUN bundle-criu /payload/criu /src/native \

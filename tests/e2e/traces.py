@@ -13,7 +13,8 @@ ls /opt/cni/bin /etc/containerd /etc/containerd/conf.d 2>/dev/null
 containerd config dump | grep -i godwit
 crictl info 2>/dev/null | grep -i godwit
 cat /proc/sys/fs/pipe-user-pages-soft /proc/sys/fs/pipe-user-pages-hard /proc/sys/fs/pipe-max-size
-ip route show proto 114
+ip -4 route show proto 87
+ip -6 route show proto 87
 nft list tables | grep -i godwit
 grep godwit /proc/mounts
 find /sys/fs/cgroup -maxdepth 3 -name '*godwit*'

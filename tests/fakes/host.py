@@ -131,6 +131,7 @@ class FakeNode:
         self.injected: list[bytes] = []
         self.unread: tuple[bytes, ...] = ()
         self.routes_here: dict[str, HostRoute] = {}
+        self.without_redirects: set[str] = set()
         self.held_here: dict[str, HeldAddress] = {}
         self.obstacles: tuple[object, ...] = ()
         self.cpu: tuple[str, ...] = ("avx", "sse")
@@ -742,12 +743,22 @@ class _Unread(_Part):
 
 
 class _Routes(_Part):
+    def prepare(self, ips: Iterable[str]) -> None:
+        self.node.do("prepare_routes")
+        self.node.without_redirects |= set(ips)
+
+    def settle(self, moving: Iterable[str]) -> None:
+        self.node.do("settle_routes")
+        self.node.without_redirects &= {*moving, *self.node.routes_here}
+
     def local(self, ip: str, host_interface: str, pod_mac: str) -> None:
         self.node.do("route_local")
+        self.node.without_redirects.add(ip)
         self.node.routes_here[ip] = HostRoute(ip, host_interface, None)
 
     def via(self, ip: str, node_address: str) -> None:
         self.node.do("route_via")
+        self.node.without_redirects.add(ip)
         self.node.routes_here[ip] = HostRoute(ip, None, node_address)
 
     def remove(self, ip: str) -> None:

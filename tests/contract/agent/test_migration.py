@@ -550,11 +550,13 @@ def test_addresses_follow_the_list(cluster: Cluster) -> None:
     wanted = pb.SyncAddressesRequest(addresses=[here])
     for node in (cluster.a, cluster.b):
         assert not node.api.SyncAddresses(wanted, timeout=TIMEOUT).released
+        assert node.fake.without_redirects == {IP}
     assert cluster.a.fake.routes_here[IP].via == "127.0.0.2"
     assert cluster.b.fake.routes_here[IP].interface == "veth9"
     gone = cluster.a.api.SyncAddresses(pb.SyncAddressesRequest(), timeout=TIMEOUT)
     assert list(gone.released) == [IP]
     assert IP not in cluster.a.fake.routes_here
+    assert not cluster.a.fake.without_redirects
     cluster.b.api.SyncAddresses(pb.SyncAddressesRequest(), timeout=TIMEOUT)
     assert IP in cluster.b.fake.routes_here, "the list may be older than the pod's move"
     cluster.b.fake.routes_here[IP] = HostRoute(IP, None, None)

@@ -12,7 +12,7 @@ import pytest
 
 from godwit_agent.hostops import cgroups
 from godwit_agent.hostops.criu import survive
-from godwit_agent.hostops.net import routes
+from godwit_agent.hostops.net import redirects, routes
 from godwit_agent.install import node
 from godwit_agent.install.node import InUse, Settings
 from unit.install.fake_node import RESTART, FakeNode, payload
@@ -306,7 +306,9 @@ def test_uninstall_removes_what_agents_leave_behind(host: FakeNode, settings: Se
     node.uninstall(host, settings)
     left = {path.name for path in host.path("/sys/fs/cgroup").rglob("*")}
     assert left == {"cpu", "memory", "kubepods"}
-    assert f"{node.OPT}/criu/bin/ip route flush proto 87" in host.ran
+    for family in ("-4", "-6"):
+        assert f"{node.OPT}/criu/bin/ip {family} route flush proto 87" in host.ran
+    assert f"{node.OPT}/criu/bin/nft delete table inet godwit_redirects" in host.ran
 
 
 def test_a_cgroup_with_processes_stays(host: FakeNode) -> None:
@@ -319,6 +321,7 @@ def test_a_cgroup_with_processes_stays(host: FakeNode) -> None:
 
 def test_names_are_those_of_the_agent() -> None:
     assert routes.PROTOCOL == node.ROUTE_PROTOCOL
+    assert redirects.TABLE == node.REDIRECTS_TABLE
     assert {cgroups._GUARD, survive._CGROUP} == set(node.CGROUPS)
 
 

@@ -108,6 +108,7 @@ class Arriving:
         store.bind(self._host.pods.find(self._successor))
         store.start_daemons()
         if self._ips:  # else it has its own, which nobody knows yet
+            self._host.routes.prepare(self._ips)
             self._connections = self._connections or self._host.connections.watch(self._ips)
         self._armed_ns = self._armed_ns or time.time_ns()
         self._open_network()

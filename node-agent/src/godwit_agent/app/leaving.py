@@ -171,6 +171,7 @@ class Leaving:
         """CRIU waits at its gate, the capture runs. ``Aborted(SourceExited)``."""
         self.require_processes()
         self._open_network()
+        self._host.routes.prepare(self._ips)
         self._connections = self._connections or self._host.connections.watch(self._ips)
         self._host.stores.create_source(self._uid)
         for container in self.state.containers:

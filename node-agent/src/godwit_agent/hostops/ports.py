@@ -501,6 +501,14 @@ class Datagrams(Protocol):
 class Routes(Protocol):
     """Host routes of moved addresses, marked as ours by the kernel's route protocol number."""
 
+    def prepare(self, ips: Iterable[str]) -> None:
+        """Before the freeze, source and target: what a change of route needs and may be slow.
+        ``Retryable(Internal)``."""
+
+    def settle(self, moving: Iterable[str]) -> None:
+        """Takes back what is prepared for addresses that are not ``moving`` and have no route.
+        ``Retryable(Internal)``."""
+
     def local(self, ip: str, host_interface: str, pod_mac: str) -> None: ...
     def via(self, ip: str, node_address: str) -> None: ...
     def remove(self, ip: str) -> None: ...

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
+from collections.abc import Iterable
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -14,8 +15,9 @@ from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import HostRoute
 from godwit_agent.hostops.net import neighbours
 from godwit_agent.hostops.net.netns import NetnsThread
+from godwit_agent.hostops.net.redirects import Redirects
 from godwit_agent.hostops.smallfiles import make_directory, read_json, write_json
-from godwit_api.errors import Retryable
+from godwit_api.errors import GodwitError, Retryable
 from godwit_api.reasons import Reason
 
 # An unassigned value of rtm_protocol (linux/rtnetlink.h): tells our routes from others'.
@@ -35,9 +37,11 @@ class HostRoutes:
         self._lock = threading.Lock()
         self._host = NetnsThread(layout.host_netns)
         self._netlink = self._host.call(IPRoute)
+        self._redirects = Redirects(self._host, [route.ip for route in self.list()])
 
     def close(self) -> None:
         """Routes stay."""
+        self._redirects.close()
         self._host.call(self._netlink.close)
         self._host.close()
 
@@ -48,9 +52,23 @@ class HostRoutes:
             return socket.AF_INET, f"{ip}/32"
         return socket.AF_INET6, f"{ip}/128"
 
+    def prepare(self, ips: Iterable[str]) -> None:
+        """What a change of route needs and may be slow. ``Retryable(Internal)``."""
+        with self._lock:
+            self._redirects.suppress(ips)
+
+    def settle(self, moving: Iterable[str]) -> None:
+        """Takes back what is prepared for addresses that are not ``moving`` and have no route.
+        ``Retryable(Internal)``."""
+        with self._lock:
+            known = self._redirects.moved.difference(moving)
+            if known and (over := known - {route.ip for route in self._host.call(self._list)}):
+                self._redirects.allow(over)
+
     def local(self, ip: str, host_interface: str, pod_mac: str) -> None:
         """The pod with ``ip`` is behind ``host_interface`` and has the link address ``pod_mac``."""
         with self._lock:
+            self._no_redirects(ip)
             self._host.call(lambda: self._local(ip, host_interface, pod_mac))
 
     def _local(self, ip: str, host_interface: str, pod_mac: str) -> None:
@@ -68,6 +86,7 @@ class HostRoutes:
     def via(self, ip: str, node_address: str) -> None:
         """The pod with ``ip`` is on the node with ``node_address``."""
         with self._lock:
+            self._no_redirects(ip)
             self._host.call(lambda: self._via(ip, node_address))
 
     def _via(self, ip: str, node_address: str) -> None:
@@ -75,6 +94,12 @@ class HostRoutes:
         self._replace(family, target, gateway=node_address)
         (self._behind / ip).unlink(missing_ok=True)
         neighbours.stand_in(self._netlink, ip)
+
+    def _no_redirects(self, ip: str) -> None:
+        """Never raises: a process may be waiting for its route."""
+        if ip not in self._redirects.moved:
+            with contextlib.suppress(GodwitError):
+                self._redirects.suppress((ip,))
 
     def _replace(self, family: int, target: str, **to: object) -> None:
         """One route only: the kernel's replace leaves routes of another scope in place."""
