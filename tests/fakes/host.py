@@ -24,6 +24,7 @@ from godwit_agent.hostops.model import (
     Inspection,
     Link,
     Mark,
+    Moment,
     NodeFacts,
     Obstacle,
     Outgoing,
@@ -681,17 +682,19 @@ class _Network(_Part):
         self.node.do("hold_syns")
         return time.time_ns()
 
-    def drop(self) -> int:
-        self.node.do("drop")
-        return time.time_ns()
+    def drop(self) -> Moment:
+        return self._change("drop")
 
-    def lift(self) -> int:
-        self.node.do("lift")
-        return time.time_ns()
+    def lift(self) -> Moment:
+        return self._change("lift")
 
-    def open_door(self) -> int:
-        self.node.do("open_door")
-        return time.time_ns()
+    def open_door(self) -> Moment:
+        return self._change("open_door")
+
+    def _change(self, what: str) -> Moment:
+        before_ns = time.time_ns()
+        self.node.do(what)
+        return Moment(before_ns, time.time_ns())
 
     def close_door(self) -> None:
         self.node.do("close_door")
@@ -700,9 +703,9 @@ class _Network(_Part):
         self.node.do("fall_silent")
 
     def held(
-        self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
+        self, *, syn_since_ns: int, since: Moment, until: Moment | None = None
     ) -> tuple[Packet, ...]:
-        return tuple(p for p in self.node.captured if p.at_ns >= since_ns)
+        return tuple(p for p in self.node.captured if p.at_ns >= since.after_ns)
 
     def inject(self, packets: Iterable[Packet], own: Iterable[str] = ()) -> int:
         found = [packet.data for packet in packets]

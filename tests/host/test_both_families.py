@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import HostPath, Packet
+from godwit_agent.hostops.model import HostPath, Moment, Packet
 from godwit_agent.hostops.net.links import find_link
 from godwit_agent.hostops.net.network import HostNetworks
 from godwit_agent.hostops.net.routes import HostRoutes
@@ -135,7 +135,7 @@ def test_only_behind_an_open_door_the_address_is_answered_for(
             outside.sendto(b"closed", inside.getsockname())
             held: tuple[Packet, ...] = ()
             while not held:
-                held = network.held(syn_since_ns=begin, since_ns=begin)
+                held = network.held(syn_since_ns=begin, since=Moment(begin, begin))
             with pytest.raises(PermissionError):
                 inside.sendto(b"out", outside.getsockname())
             network.open_door()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import pytest
 
 from godwit_agent.hostops import procs
-from godwit_agent.hostops.model import Container, HostPath, PodState, Sandbox
+from godwit_agent.hostops.model import Container, HostPath, Moment, PodState, Sandbox
 from godwit_agent.hostops.net.datagrams import HostDatagrams
 from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.net.network import HostPodNetwork
@@ -210,8 +210,8 @@ def test_what_was_captured_and_delivered_comes_once(scene: Scene) -> None:
         scene.send()
         dropped = network.drop()
         scene.send()
-        held = network.held(syn_since_ns=begin, since_ns=begin)
-        packets = HostDatagrams().find(pod).before(held, dropped)
+        held = network.held(syn_since_ns=begin, since=Moment(begin, begin))
+        packets = HostDatagrams().find(pod).before(held, dropped.after_ns)
     with scene.server("B") as copy, scene.network("B") as there:
         there.inject(packets, (IP, IP6))
         got = read(copy)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from godwit_agent.hostops.model import PodState
+from godwit_agent.hostops.model import Moment, PodState
 from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.store import HostTargetStore
 from godwit_api.errors import Retryable
@@ -161,7 +161,7 @@ def move(
         scene.route(IP, there)
         far.open_door()
         target.restores.resume([restored])
-        far.inject(door.held(syn_since_ns=frozen, since_ns=frozen))
+        far.inject(door.held(syn_since_ns=frozen, since=Moment(frozen, frozen)))
         if allowance is not None:
             source.cgroups.freeze([container.id], 5)
     begin = time.monotonic()

@@ -22,7 +22,7 @@ from godwit_agent.hostops.copies import HostCopies
 from godwit_agent.hostops.criu.dump import HostDumps, HostGatedDump
 from godwit_agent.hostops.criu.restore import HostRestores
 from godwit_agent.hostops.hooks import HookFiles
-from godwit_agent.hostops.model import PodState
+from godwit_agent.hostops.model import Moment, PodState
 from godwit_agent.hostops.net.network import HostNetworks, HostPodNetwork
 from godwit_agent.hostops.pages.memory import HostSourceMemory
 from godwit_agent.hostops.pods import HostPods
@@ -245,7 +245,7 @@ def test_redis_moves_with_its_connection(scene: Lab, huge_pages: str) -> None:
     if keep:
         log = scene.b.layout.local(store.slots()["main"].work) / "restore.log"
         shutil.copy(log, keep)
-    packets = here.held(syn_since_ns=held_from, since_ns=frozen)
+    packets = here.held(syn_since_ns=held_from, since=Moment(frozen, frozen))
     print("replayed", there.inject(packets))
     marks("replay")
     print(marks)
@@ -302,7 +302,7 @@ def test_redis_stays_after_a_dump_that_is_rejected(scene: Lab) -> None:
     source.cgroups.thaw([container.id])
     marks("thaw")
     lifted = here.lift()
-    here.inject(here.held(syn_since_ns=held_from, since_ns=dropped, until_ns=lifted))
+    here.inject(here.held(syn_since_ns=held_from, since=dropped, until=lifted))
     marks("replay")
     print(marks)
     time.sleep(0.5)

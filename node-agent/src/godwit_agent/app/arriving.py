@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from godwit_agent import log
 from godwit_agent.app.stopwatch import Stopwatch
 from godwit_agent.hostops.model import (
+    Moment,
     Outgoing,
     Packet,
     Place,
@@ -51,7 +52,8 @@ class Arriving:
         self._successor = ""
         self._network: PodNetwork | None = None
         self._connections: HeldConnections | None = None
-        self._armed_ns = self._opened_ns = 0
+        self._armed_ns = 0
+        self._opened: Moment | None = None
         self._restored: dict[str, Restored] = {}
         self._outgoing: tuple[Outgoing, ...] = ()
         self._places: tuple[Place, ...] = ()
@@ -169,7 +171,7 @@ class Arriving:
             self._connections.adopt(self._outgoing)
 
     def open_door(self) -> None:
-        self._opened_ns = self._open_network().open_door()
+        self._opened = self._open_network().open_door()
 
     def resume(self) -> int:
         """All tasks run; Unix time in ns right before the first did."""
@@ -181,8 +183,9 @@ class Arriving:
         """What the closed door here has kept out."""
         if not self._armed_ns:
             return ()
+        armed = Moment(self._armed_ns, self._armed_ns)
         return self._open_network().held(
-            syn_since_ns=self._armed_ns, since_ns=self._armed_ns, until_ns=self._opened_ns
+            syn_since_ns=self._armed_ns, since=armed, until=self._opened
         )
 
     def inject(self, packets: Iterable[Packet]) -> None:

@@ -21,6 +21,7 @@ from godwit_agent.app.outlet import Outlet
 from godwit_agent.hostops.model import (
     Container,
     Extent,
+    Moment,
     Outgoing,
     Packet,
     Piece,
@@ -77,7 +78,10 @@ class Leaving:
         self._used_s: dict[str, float] = {}  # CPU time of each container when the copy began
         self._throttled = False
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="changes")
-        self._syn_ns = self._freeze_ns = self._drop_ns = self._lift_ns = 0
+        self._syn_ns = self._freeze_ns = 0
+        self._handed_out = 0
+        self._dropped: Moment | None = None
+        self._lifted: Moment | None = None
 
     @property
     def containers(self) -> tuple[str, ...]:
@@ -212,7 +216,7 @@ class Leaving:
 
     def close_door(self) -> None:
         assert self._network
-        self._drop_ns = self._network.drop()
+        self._dropped = self._network.drop()
 
     def dump(self, timeout_s: float) -> None:
         for dump in self._dumps.values():
@@ -263,11 +267,14 @@ class Leaving:
         yet. After the commit only."""
         if self._network is None:
             return ()
-        found = self._network.held(syn_since_ns=self._syn_ns, since_ns=self._freeze_ns)
-        if found:
-            self._syn_ns = self._freeze_ns = max(packet.at_ns for packet in found) + 1
+        frozen = Moment(self._freeze_ns, self._freeze_ns)
+        # by their number: the times of two processors may be in another order
+        found = self._network.held(syn_since_ns=self._syn_ns, since=frozen)[self._handed_out :]
+        self._handed_out += len(found)
         unread, self._unread = self._unread, None
-        return unread.before(found, self._drop_ns) if unread else found
+        if unread is None:
+            return found
+        return unread.before(found, self._dropped.after_ns if self._dropped else 0)
 
     # the way back
 
@@ -287,14 +294,14 @@ class Leaving:
 
     def open_door(self) -> None:
         if self._network:
-            self._lift_ns = self._network.lift()
+            self._lifted = self._network.lift()
         else:
             self._host.networks.reset(self.state.sandbox.netns)
 
     def replay_here(self) -> None:
-        if self._network and self._drop_ns:
+        if self._network and self._dropped:
             held = self._network.held(
-                syn_since_ns=self._syn_ns, since_ns=self._drop_ns, until_ns=self._lift_ns
+                syn_since_ns=self._syn_ns, since=self._dropped, until=self._lifted
             )
             self._network.inject(held)
 

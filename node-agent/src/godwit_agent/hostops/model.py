@@ -320,6 +320,14 @@ class Packet:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """A change that took effect between two times of CLOCK_REALTIME, in ns."""
+
+    before_ns: int
+    after_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostRoute:
     """A host route of ours: to a local pod's interface or via another node; neither when that
     interface is gone."""

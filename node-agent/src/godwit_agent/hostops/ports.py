@@ -22,6 +22,7 @@ from godwit_agent.hostops.model import (
     HostRoute,
     Inspection,
     Mark,
+    Moment,
     NodeFacts,
     Obstacle,
     Outgoing,
@@ -442,16 +443,14 @@ class PodNetwork(Protocol):
     def hold_syns(self) -> int:
         """New connections wait (their SYNs are dropped and captured); time in ns before it."""
 
-    def drop(self) -> int:
-        """Nothing passes but CRIU's own packets (mark 0xC114); time in ns after which nothing
-        was delivered. Idempotent."""
+    def drop(self) -> Moment:
+        """Nothing passes from now on but CRIU's own packets (mark 0xC114). Idempotent."""
 
-    def lift(self) -> int:
-        """Removes ``hold_syns`` and ``drop``; time in ns before which nothing was delivered."""
+    def lift(self) -> Moment:
+        """Removes ``hold_syns`` and ``drop``."""
 
-    def open_door(self) -> int:
-        """Removes the hook's door, and whoever asks for the pod's link address is answered; time
-        in ns before which nothing was delivered."""
+    def open_door(self) -> Moment:
+        """Removes the hook's door, and whoever asks for the pod's link address is answered."""
 
     def close_door(self) -> None: ...
 
@@ -460,11 +459,13 @@ class PodNetwork(Protocol):
         here. ``OSError`` or ``Retryable``."""
 
     def held(
-        self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
+        self, *, syn_since_ns: int, since: Moment, until: Moment | None = None
     ) -> tuple[Packet, ...]:
         """Frames to the pod captured in the window; SYNs already from ``syn_since_ns`` on.
-        For a move: ``since_ns`` is the time of the freeze. For a rollback: of ``drop``, as
-        what came before it lies in the sockets."""
+        For a move: ``since`` is the time of the freeze. For a rollback: of ``drop``, as what
+        came before it lies in the sockets. What came while the window's ends took effect may
+        have been delivered or not: of TCP it is among them, since a segment that comes twice
+        does no harm and one that is lost comes again after 200 ms; all else is not."""
 
     def inject(self, packets: Iterable[Packet], own: Iterable[str] = ()) -> int:
         """To the pod, with this link's MACs, in the given order; how many. What the pod, whose

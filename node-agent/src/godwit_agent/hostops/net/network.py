@@ -7,11 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from godwit_agent.hostops.layout import Layout
-from godwit_agent.hostops.model import Packet
+from godwit_agent.hostops.model import Moment, Packet
 from godwit_agent.hostops.net import udpframes
 from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.net.nft import CRIU_MARK, Nft
-from godwit_agent.hostops.net.packets import Capture, Injector, is_handshake, send_inside
+from godwit_agent.hostops.net.packets import (
+    Capture,
+    Injector,
+    is_handshake,
+    is_tcp,
+    send_inside,
+)
 from godwit_api.errors import Retryable
 from godwit_api.reasons import Reason
 
@@ -89,21 +95,22 @@ class HostPodNetwork:
         self._nft.run(_remove(HANDSHAKE_TABLE) + _HOLD_HANDSHAKES)
         return before
 
-    def drop(self) -> int:
+    def drop(self) -> Moment:
         self._capture.hold_from(self._held_from_ns or time.time_ns())
-        self._nft.run(_remove(FREEZE_TABLE) + _DROP_ALL)
-        return time.time_ns()
+        return self._change(_remove(FREEZE_TABLE) + _DROP_ALL)
 
-    def lift(self) -> int:
-        before = time.time_ns()
-        self._nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
-        return before
+    def lift(self) -> Moment:
+        return self._change(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
 
-    def open_door(self) -> int:
-        before = time.time_ns()
-        self._nft.run(_remove(DOOR_TABLE))
+    def open_door(self) -> Moment:
+        opened = self._change(_remove(DOOR_TABLE))
         self._arp(_ANSWERING)
-        return before
+        return opened
+
+    def _change(self, rules: str) -> Moment:
+        before_ns = time.time_ns()
+        self._nft.run(rules)
+        return Moment(before_ns, time.time_ns())
 
     def close_door(self) -> None:
         self._arp(_SILENT)
@@ -118,17 +125,17 @@ class HostPodNetwork:
         self._thread.call(lambda: self._answers.write_text(value))
 
     def held(
-        self, *, syn_since_ns: int, since_ns: int, until_ns: int | None = None
+        self, *, syn_since_ns: int, since: Moment, until: Moment | None = None
     ) -> tuple[Packet, ...]:
-        return tuple(
-            packet
-            for packet in self._capture.frames()
-            if (until_ns is None or packet.at_ns < until_ns)
-            and (
-                packet.at_ns >= since_ns
-                or (packet.at_ns >= syn_since_ns and is_handshake(packet.data))
-            )
-        )
+        def wanted(packet: Packet) -> bool:
+            at_ns, data = packet.at_ns, packet.data
+            if until and at_ns >= until.before_ns and (at_ns >= until.after_ns or not is_tcp(data)):
+                return False
+            if at_ns >= since.after_ns or (at_ns >= since.before_ns and is_tcp(data)):
+                return True
+            return at_ns >= syn_since_ns and is_handshake(data)
+
+        return tuple(filter(wanted, self._capture.frames()))
 
     def inject(self, packets: Iterable[Packet], own: Iterable[str] = ()) -> int:
         addresses = tuple(own)

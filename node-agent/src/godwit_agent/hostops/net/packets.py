@@ -66,24 +66,30 @@ class Capture:
                     pass
 
     def _take(self) -> bool:
-        try:
-            data, control, _, address = self._socket.recvmsg(_MAX_FRAME, 64, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        if address[2] != _PACKET_OUTGOING or data[22:24] not in _IP_TYPES:
-            return True
-        stamp = time.time_ns()
-        for level, kind, value in control:
-            if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
-                seconds, nanoseconds = _TIMESPEC.unpack(value[: _TIMESPEC.size])
-                stamp = seconds * 1_000_000_000 + nanoseconds
+        # Locked from the socket to the list: what one thread has in hand the other cannot miss.
         with self._lock:
-            self._frames.append(Packet(at_ns=stamp, data=data))
-            self._bytes += len(data)
-            oldest = self._held_from_ns or stamp - _WINDOW_NS
-            while self._frames and (self._frames[0].at_ns < oldest or self._bytes > _KEEP_BYTES):
-                self._bytes -= len(self._frames.popleft().data)
+            try:
+                data, control, _, address = self._socket.recvmsg(
+                    _MAX_FRAME, 64, socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return False
+            if address[2] != _PACKET_OUTGOING or data[22:24] not in _IP_TYPES:
+                return True
+            stamp = time.time_ns()
+            for level, kind, value in control:
+                if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+                    seconds, nanoseconds = _TIMESPEC.unpack(value[: _TIMESPEC.size])
+                    stamp = seconds * 1_000_000_000 + nanoseconds
+            self._keep(Packet(at_ns=stamp, data=data))
         return True
+
+    def _keep(self, packet: Packet) -> None:
+        self._frames.append(packet)
+        self._bytes += len(packet.data)
+        oldest = self._held_from_ns or packet.at_ns - _WINDOW_NS
+        while self._frames and (self._frames[0].at_ns < oldest or self._bytes > _KEEP_BYTES):
+            self._bytes -= len(self._frames.popleft().data)
 
     def hold_from(self, at_ns: int) -> None:
         """From now on keep everything since ``at_ns``; before, only the last moments are kept."""
@@ -147,16 +153,23 @@ def send_inside(packets: Iterable[Packet]) -> None:
 
 def is_handshake(frame: bytes) -> bool:
     """Whether a frame is a TCP SYN without ACK (the first packet of a connection)."""
+    start = _segment(frame)
+    return start is not None and len(frame) > start + 13 and frame[start + 13] & 0x12 == 0x02
+
+
+def is_tcp(frame: bytes) -> bool:
+    """Whether a frame is a TCP segment."""
+    return _segment(frame) is not None
+
+
+def _segment(frame: bytes) -> int | None:
+    """Where the TCP header begins; None for whatever is not TCP, or behind IPv6 extensions."""
     start = _VNET_BYTES + 14
     kind = frame[22:24]
     if kind == b"\x08\x00" and len(frame) > start + 20:
-        if frame[start + 9] != socket.IPPROTO_TCP:
-            return False
-        start += (frame[start] & 15) * 4
-    elif kind == b"\x86\xdd" and len(frame) > start + 40:
-        if frame[start + 6] != socket.IPPROTO_TCP:
-            return False
-        start += 40
-    else:
-        return False
-    return len(frame) > start + 13 and frame[start + 13] & 0x12 == 0x02
+        if frame[start + 9] == socket.IPPROTO_TCP:
+            return start + (frame[start] & 15) * 4
+    elif kind == b"\x86\xdd" and len(frame) > start + 40:  # noqa: SIM102
+        if frame[start + 6] == socket.IPPROTO_TCP:
+            return start + 40
+    return None
