@@ -109,11 +109,14 @@ class Scene:
             node.call(table.flush)
         node.close()
 
+    @property
+    def layout(self) -> Layout:
+        return replace(Layout(), host_netns=f"/run/netns/{self.names['R']}")
+
     @contextlib.contextmanager
     def watching(self, ip: str = POD) -> Iterator[HeldConnections]:
         """As an agent does it, from before the freeze until after it."""
-        layout = replace(Layout(), host_netns=f"/run/netns/{self.names['R']}")
-        held = HostConnections(layout).watch((self.at(ip),))
+        held = HostConnections(self.layout).watch((self.at(ip),))
         try:
             yield held
         finally:
@@ -301,3 +304,20 @@ def test_nobody_elses_connection_is_adopted(scene: Scene) -> None:
         with scene.watching() as held, scene.watching("10.79.2.3") as other:
             assert other.outgoing() == ()
             assert other.adopt(held.outgoing()) == (0, 1)
+
+
+def test_an_agent_that_was_killed_keeps_nobody_from_the_service(scene: Scene) -> None:
+    """In the freeze new datagrams to it wait; the next agent ends that for those before it."""
+    with scene.echo(socket.SOCK_DGRAM) as asking, contextlib.ExitStack() as stack:
+        ask(asking)
+        stack.enter_context(scene.watching())
+        client = NetnsThread(f"/run/netns/{scene.names['C']}")
+        stack.callback(client.close)
+        other = stack.enter_context(client.call(lambda: socket.socket(scene.family, asking.type)))
+        other.connect((scene.at(SERVICE), 6379))
+        other.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            ask(other)
+        HostConnections(scene.layout)
+        other.settimeout(5)
+        assert ask(other)[:1] == b"?"

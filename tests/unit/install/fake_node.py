@@ -60,6 +60,7 @@ class FakeNode(Host):
         self.comes_back = True
         self.running = False
         self.criu_says = (0, "")
+        self.tables: list[str] = []
         for name in ("usr/bin/containerd", "usr/sbin/runc"):
             self._program(name)
         for name in (
@@ -112,6 +113,8 @@ class FakeNode(Host):
                 self.running = self._handler_configured() and self.comes_back
             else:
                 code = 1
+        elif line.endswith("nft list tables"):
+            out = "".join(f"table {name}\n" for name in self.tables)
         elif not (line.startswith("umount") or "route flush" in line or "nft delete" in line):
             raise AssertionError(f"unexpected program: {line}")
         return subprocess.CompletedProcess(argv, code, out, out if code else "")

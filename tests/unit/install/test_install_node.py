@@ -12,7 +12,7 @@ import pytest
 
 from godwit_agent.hostops import cgroups
 from godwit_agent.hostops.criu import survive
-from godwit_agent.hostops.net import redirects, routes
+from godwit_agent.hostops.net import connections, redirects, routes
 from godwit_agent.install import node
 from godwit_agent.install.node import InUse, Settings
 from unit.install.fake_node import RESTART, FakeNode, payload
@@ -300,6 +300,7 @@ def test_writing_leaves_no_part_behind(host: FakeNode) -> None:
 
 
 def test_uninstall_removes_what_agents_leave_behind(host: FakeNode, settings: Settings) -> None:
+    host.tables = ["ip kube-proxy", "inet godwit_redirects"]
     node.install(host, settings)
     for path in ("cpu/godwit/abc", "memory/godwit-tools", "memory/kubepods", "godwit/abc"):
         host.path(f"/sys/fs/cgroup/{path}").mkdir(parents=True)
@@ -308,7 +309,8 @@ def test_uninstall_removes_what_agents_leave_behind(host: FakeNode, settings: Se
     assert left == {"cpu", "memory", "kubepods"}
     for family in ("-4", "-6"):
         assert f"{node.OPT}/criu/bin/ip {family} route flush proto 87" in host.ran
-    assert f"{node.OPT}/criu/bin/nft delete table inet godwit_redirects" in host.ran
+    removed = [line for line in host.ran if "nft delete" in line]
+    assert removed == [f"{node.OPT}/criu/bin/nft delete table inet godwit_redirects"]
 
 
 def test_a_cgroup_with_processes_stays(host: FakeNode) -> None:
@@ -321,7 +323,7 @@ def test_a_cgroup_with_processes_stays(host: FakeNode) -> None:
 
 def test_names_are_those_of_the_agent() -> None:
     assert routes.PROTOCOL == node.ROUTE_PROTOCOL
-    assert redirects.TABLE == node.REDIRECTS_TABLE
+    assert {redirects.TABLE[:7], connections._TABLE[:7]} == {node.TABLES}
     assert {cgroups._GUARD, survive._CGROUP} == set(node.CGROUPS)
 
 

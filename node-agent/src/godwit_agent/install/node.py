@@ -37,7 +37,7 @@ _TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 _PIPE_LIMITS = {"pipe-user-pages-soft": 0, "pipe-max-size": 16_777_216}
 # Of godwit_agent.hostops, which the installer does not load: it would bring pyroute2 along.
 ROUTE_PROTOCOL = 87
-REDIRECTS_TABLE = "godwit_redirects"
+TABLES = "godwit_"
 CGROUPS = ("godwit", "godwit-tools")
 _SPACE_BYTES = {"/run": 64 << 20}
 _RESTART_SECONDS = 60.0
@@ -366,12 +366,16 @@ def uninstall(host: Host, settings: Settings) -> None:
         if int(file.read_text()) == _PIPE_LIMITS[name]:
             file.write_text(str(old))
     host.run("umount", "-R", "/run/godwit/store")
-    # What the agent leaves for its successor: routes to addresses that have moved, what is not
-    # told about them, and cgroups.
+    # What an agent leaves for its successor: routes to addresses that have moved, tables of
+    # nftables (what is not told about them), and cgroups.
     for family in ("-4", "-6"):
         words = (family, "route", "flush", "proto", str(ROUTE_PROTOCOL))
         host.run(f"{OPT}/criu/bin/ip", *words)
-    host.run(f"{OPT}/criu/bin/nft", "delete", "table", "inet", REDIRECTS_TABLE)
+    nft = f"{OPT}/criu/bin/nft"
+    for line in host.run(nft, "list", "tables").stdout.splitlines():
+        _, family, name = line.split()
+        if name.startswith(TABLES):
+            host.run(nft, "delete", "table", family, name)
     for hierarchy in host.subdirectories("/sys/fs/cgroup"):
         for name in CGROUPS:
             host.remove_cgroup(f"{hierarchy}/{name}")

@@ -57,7 +57,11 @@ class HostConnections:
     """The real ``Connections``: works in the host's network namespace."""
 
     def __init__(self, layout: Layout) -> None:
+        """Nobody watches yet. What an agent before this one has left would keep new connections
+        from the Services that a pod had been reached by."""
         self._layout = layout
+        with contextlib.suppress(GodwitError):
+            _forget(layout)
 
     def watch(self, ips: tuple[str, ...]) -> HeldConnections:
         """Knows all connections of ``ips`` from now on. ``Retryable(Internal)``."""
@@ -319,6 +323,21 @@ def _messages(entry: Entry) -> tuple[bytes, bytes]:
 
 def _remove(table: str) -> str:
     return f"add table inet {table}\ndelete table inet {table}\n"
+
+
+def _forget(layout: Layout) -> None:
+    host = NetnsThread(layout.host_netns)
+    try:
+        nft = Nft(host)
+        try:
+            names = {line.split()[-1] for line in nft.run("list tables inet").splitlines()}
+            for name in sorted(names):
+                if name.startswith(f"{_TABLE}_"):
+                    nft.run(_remove(name))
+        finally:
+            nft.close()
+    finally:
+        host.close()
 
 
 def _netlink() -> socket.socket:
