@@ -30,6 +30,7 @@ from godwit_agent.hostops.copies import best_tracking
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Tracking
 from godwit_agent.hostops.net.netns import NetnsThread
+from godwit_agent.hostops.pages.injector import Injector
 from godwit_agent.install.node import CGROUPS
 from godwit_api.errors import GodwitError
 from godwit_testbed.build import builder_root
@@ -52,6 +53,12 @@ _CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID"),
     *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
 )
+
+
+def injector() -> Injector:
+    """One in the cgroup of the test."""
+    return Injector(lambda _: None)
+
 
 _SETUP = """
 set -e

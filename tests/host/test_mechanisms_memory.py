@@ -21,7 +21,7 @@ from godwit_agent.hostops.pages.memory import HostSourceMemory
 from godwit_agent.hostops.pages.pagescan import populated
 from godwit_agent.hostops.pages.pagestore import PageStore
 from godwit_agent.memory.pageset import PAGE
-from host.lab import needs_tracking
+from host.lab import injector, needs_tracking
 
 pytestmark = [
     pytest.mark.host,
@@ -149,7 +149,7 @@ def compare(sink: Sink, pid: int) -> int:
     "kind", [pytest.param(Tracking.USERFAULTFD, marks=needs_tracking), Tracking.PAGE_HASH]
 )
 def test_every_page_arrives(process: subprocess.Popen[str], sink: Sink, kind: Tracking) -> None:
-    memory = HostSourceMemory(pod_of(process.pid), kind)
+    memory = HostSourceMemory(pod_of(process.pid), kind, injector())
     rounds = []
     for _ in range(6):
         rounds.append(memory.round(sink))
@@ -181,7 +181,7 @@ def test_memory_that_is_only_reserved_costs_nothing(sink: Sink, tmp_path: Path) 
         try:
             assert child.stdout
             assert child.stdout.readline() == "ready\n"
-            memory = HostSourceMemory(pod_of(child.pid), Tracking.USERFAULTFD)
+            memory = HostSourceMemory(pod_of(child.pid), Tracking.USERFAULTFD, injector())
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(pagescan, "populated", pytest.fail)
                 memory.round(sink)
@@ -202,7 +202,7 @@ def test_memory_that_is_only_reserved_costs_nothing(sink: Sink, tmp_path: Path) 
 @needs_tracking
 def test_nothing_is_left_in_the_process(process: subprocess.Popen[str], sink: Sink) -> None:
     before = sorted(target for _, target in procs.descriptors(process.pid))
-    memory = HostSourceMemory(pod_of(process.pid), Tracking.USERFAULTFD)
+    memory = HostSourceMemory(pod_of(process.pid), Tracking.USERFAULTFD, injector())
     memory.round(sink)
     assert procs.status(process.pid)["TracerPid"] == "0"
     memory.close()
@@ -222,7 +222,7 @@ def test_a_debugged_process_is_hashed_instead(process: subprocess.Popen[str], si
     if tracer is None:
         pytest.skip("no strace on this machine")
     time.sleep(0.5)
-    memory = HostSourceMemory(pod_of(process.pid), Tracking.USERFAULTFD)
+    memory = HostSourceMemory(pod_of(process.pid), Tracking.USERFAULTFD, injector())
     assert memory.round(sink).copied_bytes > 8192 * PAGE
     memory.close()
     tracer.terminate()

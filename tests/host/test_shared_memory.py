@@ -20,7 +20,7 @@ from godwit_agent.hostops.pages.sharedmemory import SHARED, SharedMemory
 from godwit_agent.hostops.pages.sharedstore import SharedStore
 from godwit_agent.memory.pageset import PAGE
 from godwit_api.errors import Aborted
-from host.lab import BASE, ROOT, Lab, needs_tracking
+from host.lab import BASE, ROOT, Lab, injector, needs_tracking
 from host.test_changing_memory import said, wait_for_passes
 from host.test_kernel_objects import IP, move
 from host.test_mechanisms import Agent
@@ -153,7 +153,8 @@ def test_a_post_copy_withholds_none_of_it_and_knows_how_much_there_is(
     process: int, tmp_path: Path
 ) -> None:
     sink = SharedOnly(tmp_path)
-    memory, pids = HostSourceMemory(pod_of(process), Tracking.USERFAULTFD), procs.tree(process)
+    memory = HostSourceMemory(pod_of(process), Tracking.USERFAULTFD, injector())
+    pids = procs.tree(process)
     memory.announce(sink)
     for _ in range(3):
         written = memory.round(sink)

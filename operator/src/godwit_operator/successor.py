@@ -17,6 +17,7 @@ from godwit_operator.messages import reference, successor_ref
 
 _POLL_SECONDS = 0.2
 _UNSCHEDULABLE_SECONDS = 10.0
+_WORD_SECONDS = 2.0
 _HOPELESS = frozenset(
     {
         "CreateContainerConfigError",
@@ -94,9 +95,12 @@ async def await_gate(
     gate = asyncio.ensure_future(agent.await_gate(request, seconds))
     watch = asyncio.ensure_future(_watch(handover))
     try:
-        done, _ = await asyncio.wait({gate, watch}, return_when=asyncio.FIRST_COMPLETED)
-        # a gate reached in the same moment counts
-        await (gate if gate in done and gate.exception() is None else done.pop())
+        await asyncio.wait({gate, watch}, return_when=asyncio.FIRST_COMPLETED)
+        # The agent knows why better than the pod's status does, and a gate reached in the same
+        # moment counts.
+        await asyncio.wait({gate}, timeout=_WORD_SECONDS)
+        heard = gate.done() and not isinstance(gate.exception(), Retryable)
+        await (gate if heard or not watch.done() else watch)
     finally:
         for task in (gate, watch):
             task.cancel()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 
 from godwit_agent.hostops.cgroups import HostCgroups
+from godwit_agent.hostops.criu import survive
 from godwit_agent.hostops.files.filesource import HostSourceFiles
 from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import PodState, Tracking
 from godwit_agent.hostops.pages import tracking
 from godwit_agent.hostops.pages.frozen import HostFrozenMemory
+from godwit_agent.hostops.pages.injector import Injector
 from godwit_agent.hostops.pages.memory import HostSourceMemory
 from godwit_agent.hostops.pages.pagescan import Scanner
 
@@ -27,7 +29,8 @@ class HostCopies:
         self._layout = layout
 
     def memory(self, pod: PodState) -> HostSourceMemory:
-        return HostSourceMemory(pod, best_tracking())
+        injector = Injector(functools.partial(survive.detach, self._layout))
+        return HostSourceMemory(pod, best_tracking(), injector)
 
     def frozen(self, pod: PodState) -> HostFrozenMemory:
         return HostFrozenMemory(pod, HostCgroups(self._layout))

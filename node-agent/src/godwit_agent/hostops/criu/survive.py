@@ -1,8 +1,9 @@
-"""Processes that must outlive this agent: CRIU in a dump, and the page daemon.
+"""Processes that must outlive this agent: CRIU in a dump, the page daemon, and the injector.
 
 A runtime that ends the agent's container kills what is in its cgroup, so these
 go to a cgroup of their own. Killing CRIU in the middle of a dump would leave
-its code inside the processes it dumps.
+its code inside the processes it dumps; the injector, registers that are not
+theirs.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from godwit_agent.hostops import filerecords, procs
 from godwit_agent.hostops.filerecords import Kind, Record
 from godwit_agent.hostops.model import Container, PodState, RoundStats, Tracking
 from godwit_agent.hostops.pages import tracking
+from godwit_agent.hostops.pages.injector import Injector
 from godwit_agent.hostops.pages.pagescan import Scanner
 from godwit_agent.hostops.pages.sharedmemory import SharedMemory
 from godwit_agent.hostops.pages.tracking import HashTracker, Tracker
@@ -65,9 +66,10 @@ class _Tracked:
 class HostSourceMemory:
     """The real ``SourceMemory``."""
 
-    def __init__(self, pod: PodState, kind: Tracking) -> None:
+    def __init__(self, pod: PodState, kind: Tracking, injector: Injector) -> None:
         self._containers = tuple(one for one in pod.containers if one.init_pid)
         self._kind = kind
+        self._injector = injector
         self._scanner = Scanner()
         self._tracked: dict[int, _Tracked] = {}
         self._buffer = mmap.mmap(-1, _BUFFER_BYTES)
@@ -114,6 +116,7 @@ class HostSourceMemory:
         for tracked in self._tracked.values():
             tracked.tracker.close()
         self._tracked.clear()
+        self._injector.close()
         self._shared.close()
 
     def _pass(
@@ -239,7 +242,7 @@ class HostSourceMemory:
             tracked.tracker.close()
         if last and self._kind is Tracking.USERFAULTFD:
             return None
-        tracker = tracking.make(pid, self._kind, self._scanner)
+        tracker = tracking.make(pid, self._kind, self._scanner, self._injector)
         self._tracked[pid] = _Tracked(started, tracker, frozenset(procs.locked(pid)))
         return tracker
 

@@ -9,7 +9,7 @@ restartable sequence goes to that sequence's abort handler, as after any
 preemption (see rseq(2)). The stop takes well below a millisecond.
 
 The tracer is a thread: everything here must run in one, and if that thread
-ends, the kernel lets the process go.
+ends, the kernel lets the process go as it is. Hence ``injector``.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from godwit_agent.hostops import pagedigest, procs
 from godwit_agent.hostops.model import Tracking
 from godwit_agent.hostops.pagedigest import Table
 from godwit_agent.hostops.pages import pagescan, userfault
+from godwit_agent.hostops.pages.injector import Injector
 from godwit_agent.hostops.pages.pagescan import Scanner
 from godwit_agent.hostops.pages.ptrace import InjectionError, supported
 from godwit_agent.memory.pageset import PAGE
@@ -48,8 +49,8 @@ class WriteProtectTracker:
 
     kind = Tracking.USERFAULTFD
 
-    def __init__(self, pid: int, scanner: Scanner) -> None:
-        self._fd = userfault.take(pid)
+    def __init__(self, pid: int, scanner: Scanner, injector: Injector) -> None:
+        self._fd = injector.take(pid)
         self._scanner = scanner
         self._trusted = True
 
@@ -178,7 +179,7 @@ def probe(scanner: Scanner) -> Tracking:
     return Tracking.USERFAULTFD
 
 
-def make(pid: int, kind: Tracking, scanner: Scanner) -> Tracker:
+def make(pid: int, kind: Tracking, scanner: Scanner, injector: Injector) -> Tracker:
     """The best tracker for this process.
 
     Direct I/O and libaio write through pages pinned earlier, unseen by any
@@ -186,7 +187,7 @@ def make(pid: int, kind: Tracking, scanner: Scanner) -> Tracker:
     """
     if kind is Tracking.USERFAULTFD and not _writes_unseen(pid):
         try:
-            return WriteProtectTracker(pid, scanner)
+            return WriteProtectTracker(pid, scanner, injector)
         except InjectionError:
             return HashTracker(scanner)
     return HashTracker(scanner)

@@ -11,8 +11,6 @@ import ctypes
 import fcntl
 import os
 import struct
-import threading
-from concurrent.futures import Future
 
 from godwit_agent.hostops import descriptors
 from godwit_agent.hostops.pages.ptrace import InjectionError, Tracee
@@ -43,21 +41,10 @@ def probe() -> None:
 
 
 def take(pid: int) -> int:
-    """A userfaultfd of that process, in our hands only. ``InjectionError``."""
-    future: Future[int] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(_take(pid))
-        except (OSError, InjectionError) as error:
-            future.set_exception(error)
-
-    # a thread of its own: if it ends, whatever happened, the process is let go
-    thread = threading.Thread(target=work, name="inject", daemon=True)
-    thread.start()
-    thread.join()
+    """A userfaultfd of that process, in our hands only. ``InjectionError``. In the injector's
+    process: whoever calls this must not be killed meanwhile, and has to end if it fails."""
     try:
-        return future.result()
+        return _take(pid)
     except OSError as error:
         raise InjectionError(f"userfaultfd of process {pid}: {error}") from error
 
