@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from godwit_agent import log
 from godwit_agent.hostops import pagedigest, procs
 from godwit_agent.hostops.model import Tracking
 from godwit_agent.hostops.pagedigest import Table
@@ -188,8 +189,8 @@ def make(pid: int, kind: Tracking, scanner: Scanner, injector: Injector) -> Trac
     if kind is Tracking.USERFAULTFD and not _writes_unseen(pid):
         try:
             return WriteProtectTracker(pid, scanner, injector)
-        except InjectionError:
-            return HashTracker(scanner)
+        except InjectionError as error:
+            log.info("writes cannot be tracked, memory is hashed", pid=pid, error=error)
     return HashTracker(scanner)
 
 
