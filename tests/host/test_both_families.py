@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -170,6 +171,28 @@ def _uplink(here: Scene) -> None:
     run("ip", "-n", here.host, "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
 
 
+@contextlib.contextmanager
+def neighbour(here: Scene) -> Iterator[str]:
+    """A namespace on the pod's bridge."""
+    name = f"{here.pod}-n"
+    run("ip", "netns", "add", name)
+    try:
+        ends = ("v9", "type", "veth", "peer", "eth0", "netns", name)
+        run("ip", "-n", here.host, "link", "add", *ends)
+        run("ip", "-n", here.host, "link", "set", "v9", "master", "cni0", "up")
+        run("ip", "-n", name, "link", "set", "eth0", "up")
+        run("ip", "-n", name, "addr", "add", "10.99.0.99/24", "dev", "eth0")
+        run("ip", "-n", name, "addr", "add", "fd99::99/64", "dev", "eth0", "nodad")
+        run("ip", "-n", name, "route", "add", "default", "via", "10.99.0.1")
+        # The address that a router's redirects come from: those of another are not believed.
+        (bridge,) = here.ip(here.host, "addr", "show", "dev", "cni0")
+        (own,) = [one["local"] for one in bridge["addr_info"] if one["local"].startswith("fe80")]
+        run("ip", "-n", name, "route", "add", "default", "via", own, "dev", "eth0")
+        yield name
+    finally:
+        run("ip", "netns", "del", name)
+
+
 def test_routes_of_both_families_follow(scene: Scene, routes: HostRoutes) -> None:  # noqa: F811
     result = _main(scene, "ptp")
     (veth,) = [
@@ -213,15 +236,7 @@ def test_on_a_bridge_neighbours_and_node_find_who_has_left_and_come_back(
     ports = [one for one in scene.ip(scene.host, "link", "show") if one.get("master") == "cni0"]
     (link,) = scene.ip(scene.pod, "link", "show", "dev", "eth0")
     (bridge,) = [one for one in scene.ip(scene.host, "link", "show") if one["ifname"] == "cni0"]
-    name = f"{scene.pod}-n"
-    run("ip", "netns", "add", name)
-    try:
-        ends = ("v9", "type", "veth", "peer", "eth0", "netns", name)
-        run("ip", "-n", scene.host, "link", "add", *ends)
-        run("ip", "-n", scene.host, "link", "set", "v9", "master", "cni0", "up")
-        run("ip", "-n", name, "addr", "add", "10.99.0.99/24", "dev", "eth0")
-        run("ip", "-n", name, "addr", "add", "fd99::99/64", "dev", "eth0", "nodad")
-        run("ip", "-n", name, "link", "set", "eth0", "up")
+    with neighbour(scene) as name:
 
         def known(side: str) -> list[str]:
             listed = scene.ip(side, "neigh", "show", "to", native)
@@ -255,5 +270,3 @@ def test_on_a_bridge_neighbours_and_node_find_who_has_left_and_come_back(
         assert [(one.interface, one.via) for one in routes.list()] == [(None, None)]
         routes.remove(native)
         assert routes.list() == ()
-    finally:
-        run("ip", "netns", "del", name)

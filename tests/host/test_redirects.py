@@ -15,32 +15,19 @@ from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.net.network import HostNetworks
 from godwit_agent.hostops.net.redirects import TABLE
 from godwit_agent.hostops.net.routes import HostRoutes
-from host.test_both_families import IPV4, IPV6, _expect, _layout, _main, _uplink
+from host.test_both_families import (  # noqa: F401
+    IPV4,
+    IPV6,
+    _expect,
+    _layout,
+    _main,
+    _uplink,
+    neighbour,
+    routes,
+)
 from host.test_hook_network import Scene, pytestmark, run, scene, udp  # noqa: F401
 
 ELSEWHERE = {IPV4: "198.51.100.9", IPV6: "2001:db8::9"}
-
-
-@contextlib.contextmanager
-def _neighbour(here: Scene) -> Iterator[str]:
-    """A namespace on the pod's bridge whose subnet does not have the pod's addresses."""
-    name = f"{here.pod}-n"
-    run("ip", "netns", "add", name)
-    try:
-        ends = ("v9", "type", "veth", "peer", "eth0", "netns", name)
-        run("ip", "-n", here.host, "link", "add", *ends)
-        run("ip", "-n", here.host, "link", "set", "v9", "master", "cni0", "up")
-        run("ip", "-n", name, "link", "set", "eth0", "up")
-        run("ip", "-n", name, "addr", "add", "10.99.0.99/24", "dev", "eth0")
-        run("ip", "-n", name, "addr", "add", "fd99::99/64", "dev", "eth0", "nodad")
-        run("ip", "-n", name, "route", "add", "default", "via", "10.99.0.1")
-        # The address that a router's redirects come from: those of another are not believed.
-        (bridge,) = here.ip(here.host, "addr", "show", "dev", "cni0")
-        (own,) = [one["local"] for one in bridge["addr_info"] if one["local"].startswith("fe80")]
-        run("ip", "-n", name, "route", "add", "default", "via", own, "dev", "eth0")
-        yield name
-    finally:
-        run("ip", "netns", "del", name)
 
 
 @contextlib.contextmanager
@@ -57,17 +44,10 @@ def _wire(netns: str, interface: str) -> Iterator[socket.socket]:
         yield made
 
 
-@pytest.fixture
-def routes(scene: Scene) -> Iterator[HostRoutes]:  # noqa: F811
-    made = HostRoutes(_layout(scene))
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("address", [IPV4, IPV6])
 def test_a_neighbour_of_a_former_bridge_finds_who_has_moved_on(
     scene: Scene,  # noqa: F811
-    routes: HostRoutes,
+    routes: HostRoutes,  # noqa: F811
     address: str,
 ) -> None:
     """Routers tell of shorter ways. To the pod's interface that way ends with the next move."""
@@ -85,7 +65,7 @@ def test_a_neighbour_of_a_former_bridge_finds_who_has_moved_on(
     network.open_door()
     network.close()
     with (
-        _neighbour(scene) as near,
+        neighbour(scene) as near,
         udp(near, ipv6=ipv6) as asking,
         udp(scene.pod, ipv6=ipv6) as inside,
         _wire(scene.host, "up1") as wire,
@@ -111,7 +91,7 @@ def test_a_neighbour_of_a_former_bridge_finds_who_has_moved_on(
 
 def test_addresses_are_forgotten_that_neither_move_nor_have_moved(
     scene: Scene,  # noqa: F811
-    routes: HostRoutes,
+    routes: HostRoutes,  # noqa: F811
 ) -> None:
     _uplink(scene)
 
