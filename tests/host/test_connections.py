@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import os
 import re
@@ -113,10 +114,14 @@ class Scene:
     def layout(self) -> Layout:
         return replace(Layout(), host_netns=f"/run/netns/{self.names['R']}")
 
+    @functools.cached_property
+    def agent(self) -> HostConnections:
+        return HostConnections(self.layout)
+
     @contextlib.contextmanager
     def watching(self, ip: str = POD) -> Iterator[HeldConnections]:
         """As an agent does it, from before the freeze until after it."""
-        held = HostConnections(self.layout).watch((self.at(ip),))
+        held = self.agent.watch((self.at(ip),))
         try:
             yield held
         finally:

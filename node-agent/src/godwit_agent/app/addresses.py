@@ -40,7 +40,7 @@ class Addresses:
             if ip not in wanted and ip not in moving and route.interface is None:
                 self._host.routes.remove(ip)
                 log.info("route removed", ip=ip)
-        self._host.routes.settle(self._moving())
+        self._host.routes.settle(moving)
         held = [address.ip for address in self._host.addresses.list()]
         released = [ip for ip in held if ip not in wanted and ip not in moving]
         for ip in released:

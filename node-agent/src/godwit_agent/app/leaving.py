@@ -79,7 +79,7 @@ class Leaving:
         self._throttled = False
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="changes")
         self._syn_ns = self._freeze_ns = 0
-        self._handed_out = 0
+        self._handed_out: Packet | None = None  # the last of them
         self._dropped: Moment | None = None
         self._lifted: Moment | None = None
 
@@ -268,9 +268,12 @@ class Leaving:
         if self._network is None:
             return ()
         frozen = Moment(self._freeze_ns, self._freeze_ns)
-        # by their number: the times of two processors may be in another order
-        found = self._network.held(syn_since_ns=self._syn_ns, since=frozen)[self._handed_out :]
-        self._handed_out += len(found)
+        found = self._network.held(syn_since_ns=self._syn_ns, since=frozen)
+        # by their order: the times of two processors may be in another one
+        if self._handed_out in found:
+            found = found[found.index(self._handed_out) + 1 :]
+        if found:
+            self._handed_out = found[-1]
         unread, self._unread = self._unread, None
         if unread is None:
             return found

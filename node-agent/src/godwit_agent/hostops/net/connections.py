@@ -37,7 +37,7 @@ from godwit_agent.hostops.net.conntrack import (
     read,
 )
 from godwit_agent.hostops.net.netns import NetnsThread
-from godwit_agent.hostops.net.nft import Nft
+from godwit_agent.hostops.net.nft import Nft, removal
 from godwit_api.errors import GodwitError, Retryable
 from godwit_api.reasons import Reason
 
@@ -211,7 +211,7 @@ class _OfAddress:
         """Lets go of everything; what was renewed stays."""
         try:
             if self._guarded:
-                self._nft.run(_remove(self._table))
+                self._nft.run(removal(self._table))
         finally:
             self._nft.close()
             self._news.close()
@@ -295,7 +295,7 @@ class _OfAddress:
     def _chain(self) -> str:
         """After the connection table (-200), before destinations are translated (-100)."""
         return (
-            f"{'' if self._guarded else _remove(self._table)}add table inet {self._table}\n"
+            f"{'' if self._guarded else removal(self._table)}add table inet {self._table}\n"
             f"add chain inet {self._table} pre "
             "{ type filter hook prerouting priority -150; }\n"
         )
@@ -321,19 +321,13 @@ def _messages(entry: Entry) -> tuple[bytes, bytes]:
     return gone, re_creation(entry)
 
 
-def _remove(table: str) -> str:
-    return f"add table inet {table}\ndelete table inet {table}\n"
-
-
 def _forget(layout: Layout) -> None:
     host = NetnsThread(layout.host_netns)
     try:
         nft = Nft(host)
         try:
-            names = {line.split()[-1] for line in nft.run("list tables inet").splitlines()}
-            for name in sorted(names):
-                if name.startswith(f"{_TABLE}_"):
-                    nft.run(_remove(name))
+            names = [line.split()[-1] for line in nft.run("list tables inet").splitlines()]
+            nft.run(removal(*(name for name in names if name.startswith(f"{_TABLE}_"))))
         finally:
             nft.close()
     finally:

@@ -10,7 +10,7 @@ from godwit_agent.hostops.layout import Layout
 from godwit_agent.hostops.model import Moment, Packet
 from godwit_agent.hostops.net import udpframes
 from godwit_agent.hostops.net.netns import NetnsThread
-from godwit_agent.hostops.net.nft import CRIU_MARK, Nft
+from godwit_agent.hostops.net.nft import CRIU_MARK, Nft, removal
 from godwit_agent.hostops.net.packets import (
     Capture,
     Injector,
@@ -60,11 +60,6 @@ _HOLD_HANDSHAKES = (
 )
 
 
-def _remove(*tables: str) -> str:
-    """One transaction that removes tables, whether they are there or not."""
-    return "".join(f"add table inet {table}\ndelete table inet {table}\n" for table in tables)
-
-
 class HostPodNetwork:
     """The real ``PodNetwork``."""
 
@@ -87,23 +82,23 @@ class HostPodNetwork:
         host.close()
         self._held_from_ns: int | None = None
         # The first transaction of a context loads modules and reads the rule set.
-        self._nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
+        self._nft.run(removal(HANDSHAKE_TABLE, FREEZE_TABLE))
 
     def hold_syns(self) -> int:
         before = self._held_from_ns = time.time_ns()
         self._capture.hold_from(before)
-        self._nft.run(_remove(HANDSHAKE_TABLE) + _HOLD_HANDSHAKES)
+        self._nft.run(removal(HANDSHAKE_TABLE) + _HOLD_HANDSHAKES)
         return before
 
     def drop(self) -> Moment:
         self._capture.hold_from(self._held_from_ns or time.time_ns())
-        return self._change(_remove(FREEZE_TABLE) + _DROP_ALL)
+        return self._change(removal(FREEZE_TABLE) + _DROP_ALL)
 
     def lift(self) -> Moment:
-        return self._change(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
+        return self._change(removal(HANDSHAKE_TABLE, FREEZE_TABLE))
 
     def open_door(self) -> Moment:
-        opened = self._change(_remove(DOOR_TABLE))
+        opened = self._change(removal(DOOR_TABLE))
         self._arp(_ANSWERING)
         return opened
 
@@ -114,11 +109,11 @@ class HostPodNetwork:
 
     def close_door(self) -> None:
         self._arp(_SILENT)
-        self._nft.run(_remove(DOOR_TABLE) + _CLOSE_DOOR)
+        self._nft.run(removal(DOOR_TABLE) + _CLOSE_DOOR)
 
     def fall_silent(self) -> None:
         self._arp(_SILENT)
-        self._nft.run(_remove(FREEZE_TABLE) + _DROP_ALL_IN_SILENCE)
+        self._nft.run(removal(FREEZE_TABLE) + _DROP_ALL_IN_SILENCE)
 
     def _arp(self, value: str) -> None:
         # /proc/sys/net shows the network namespace of the thread that opens it
@@ -191,7 +186,7 @@ class HostNetworks:
         thread = self._enter(netns)
         try:
             nft = Nft(thread)
-            nft.run(_remove(HANDSHAKE_TABLE, FREEZE_TABLE))
+            nft.run(removal(HANDSHAKE_TABLE, FREEZE_TABLE))
             nft.close()
         finally:
             thread.close()

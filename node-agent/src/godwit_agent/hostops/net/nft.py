@@ -32,6 +32,11 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def removal(*tables: str) -> str:
+    """Removes tables of the family inet, whether they are there or not."""
+    return "".join(f"add table inet {table}\ndelete table inet {table}\n" for table in tables)
+
+
 class Nft:
     """Commands in the namespace of ``thread``. A command string is one transaction."""
 

@@ -167,9 +167,9 @@ def _segment(frame: bytes) -> int | None:
     start = _VNET_BYTES + 14
     kind = frame[22:24]
     if kind == b"\x08\x00" and len(frame) > start + 20:
-        if frame[start + 9] == socket.IPPROTO_TCP:
-            return start + (frame[start] & 15) * 4
-    elif kind == b"\x86\xdd" and len(frame) > start + 40:  # noqa: SIM102
-        if frame[start + 6] == socket.IPPROTO_TCP:
-            return start + 40
-    return None
+        protocol, header = frame[start + 9], (frame[start] & 15) * 4
+    elif kind == b"\x86\xdd" and len(frame) > start + 40:
+        protocol, header = frame[start + 6], 40
+    else:
+        return None
+    return start + header if protocol == socket.IPPROTO_TCP else None

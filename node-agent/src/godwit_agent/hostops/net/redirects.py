@@ -18,7 +18,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from godwit_agent.hostops.net.netns import NetnsThread
-from godwit_agent.hostops.net.nft import Nft
+from godwit_agent.hostops.net.nft import Nft, removal
 from godwit_api.errors import GodwitError
 
 TABLE = "godwit_redirects"  # the installer removes it with the last of Godwit
@@ -39,7 +39,6 @@ _MAKE = (
         for name, at, kind in _SETS.values()
     )
 )
-_REMOVE = f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
 
 
 class Redirects:
@@ -73,5 +72,5 @@ class Redirects:
             f"add element inet {TABLE} {_SETS[address.version][0]} {{ {int(address):#x} }}\n"
             for address in map(ipaddress.ip_address, sorted(moved))
         ]
-        self._nft.run("".join((_REMOVE, *((_MAKE, *elements) if elements else ()))))
+        self._nft.run("".join((removal(TABLE), *((_MAKE, *elements) if elements else ()))))
         self.moved = moved

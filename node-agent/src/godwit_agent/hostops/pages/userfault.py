@@ -42,7 +42,7 @@ def probe() -> None:
 
 def take(pid: int) -> int:
     """A userfaultfd of that process, in our hands only. ``InjectionError``. In the injector's
-    process: whoever calls this must not be killed meanwhile, and has to end if it fails."""
+    process: whoever calls this must not be killed meanwhile."""
     try:
         return _take(pid)
     except OSError as error:
