@@ -12,28 +12,11 @@ import pytest
 from godwit_agent.hostops.model import HostPath, Moment
 from godwit_agent.hostops.net import packets
 from godwit_agent.hostops.net.links import find_link
-from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.net.network import HostNetworks, HostPodNetwork
 from host.test_both_families import _layout
-from host.test_hook_network import Scene, pytestmark, scene, udp  # noqa: F401
+from host.test_hook_network import Scene, pytestmark, scene, socket_of, udp  # noqa: F401
 
 SEGMENT, DATAGRAM = b"a segment", b"a datagram"
-
-
-def _listen(netns: str, address: str) -> socket.socket:
-    thread = NetnsThread(f"/run/netns/{netns}")
-    try:
-        return thread.call(lambda: socket.create_server((address, 0)))
-    finally:
-        thread.close()
-
-
-def _connect(netns: str, to: tuple[str, int]) -> socket.socket:
-    thread = NetnsThread(f"/run/netns/{netns}")
-    try:
-        return thread.call(lambda: socket.create_connection(to, timeout=10))
-    finally:
-        thread.close()
 
 
 @pytest.fixture
@@ -77,8 +60,10 @@ def test_a_segment_amid_a_change_is_not_lost_and_a_datagram_does_not_come_twice(
     change: str,
 ) -> None:
     with (
-        _listen(scene.pod, address) as listening,
-        _connect(scene.host, listening.getsockname()) as client,
+        socket_of(scene.pod, lambda: socket.create_server((address, 0))) as listening,
+        socket_of(
+            scene.host, lambda: socket.create_connection(listening.getsockname(), timeout=10)
+        ) as client,
         listening.accept()[0] as server,
         udp(scene.host) as asking,
         udp(scene.pod) as asked,

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,14 +133,18 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         yield made
 
 
-def udp(netns: str, *, mark: int = 0, ipv6: bool = False) -> socket.socket:
+def socket_of(netns: str, make: Callable[[], socket.socket]) -> socket.socket:
     """A socket of a network namespace; it stays there, whoever uses it."""
     thread = NetnsThread(f"/run/netns/{netns}")
     try:
-        family = socket.AF_INET6 if ipv6 else socket.AF_INET
-        made = thread.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
+        return thread.call(make)
     finally:
         thread.close()
+
+
+def udp(netns: str, *, mark: int = 0, ipv6: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    made = socket_of(netns, lambda: socket.socket(family, socket.SOCK_DGRAM))
     made.settimeout(10)
     if mark:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)

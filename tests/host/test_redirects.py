@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from godwit_agent.hostops.net.netns import NetnsThread
 from godwit_agent.hostops.net.network import HostNetworks
 from godwit_agent.hostops.net.redirects import TABLE
 from godwit_agent.hostops.net.routes import HostRoutes
@@ -25,7 +24,7 @@ from host.test_both_families import (  # noqa: F401
     neighbour,
     routes,
 )
-from host.test_hook_network import Scene, pytestmark, run, scene, udp  # noqa: F401
+from host.test_hook_network import Scene, pytestmark, run, scene, socket_of, udp  # noqa: F401
 
 ELSEWHERE = {IPV4: "198.51.100.9", IPV6: "2001:db8::9"}
 
@@ -33,12 +32,7 @@ ELSEWHERE = {IPV4: "198.51.100.9", IPV6: "2001:db8::9"}
 @contextlib.contextmanager
 def _wire(netns: str, interface: str) -> Iterator[socket.socket]:
     """All frames that arrive at an interface."""
-    thread = NetnsThread(f"/run/netns/{netns}")
-    try:
-        made = thread.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300))
-    finally:
-        thread.close()
-    with made:
+    with socket_of(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300)) as made:
         made.bind((interface, 3))
         made.settimeout(5)
         yield made
